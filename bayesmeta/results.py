@@ -1,0 +1,42 @@
+"""How a computation ended: result codes per task, and the one error for bad input.
+
+Failure is a value with advice. A solver returns a `Result` for each task; only bad input raises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what, where, and what to do."""
+
+
+class Result(Enum):
+    """How an iterative computation ended; each member's sentence ends in what to try."""
+
+    converged = "converged"
+    max_steps = "stopped at the step limit before converging: raise steps= or loosen tolerance="
+    nonfinite = "met a value that is not finite: check the task's data, or lower lr="
+    not_concave = (
+        "the log-likelihood curves the wrong way under this posterior: raise the prior's "
+        'precision, or use covariance="diagonal"'
+    )
+
+    @property
+    def sentence(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A task that needs a person's eye, and why.
+
+    Example:
+        >>> Flag("county 7", "k-hat is 0.9").task
+        'county 7'
+    """
+
+    task: str
+    why: str

@@ -1,0 +1,356 @@
+"""The data of M: a family of tasks i with tensors S_i, padded to one shape and masked.
+
+Every tensor has the task axis first. *Row* tensors are (task, row, ...); tasks with fewer rows are
+padded, and `mask` (task, row) is True on real rows. Padding repeats a real row, so a log-density
+is finite there before the mask removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bayesmeta.results import InputError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What the table behind a family knew, so that a new table is read the same way.
+
+    Args:
+        source: file name, or "DataFrame".
+        task: the group column, "a:b" for an interaction of two.
+        response: the response as written, e.g. "Reaction" or "incidence/size".
+        columns: names of the features in x, in order.
+        adapted: those of `columns` inside the bar of a formula; x has them first.
+        formula: the formula, or None for the x=[...] route (then x has no intercept column).
+        x: raw columns given as x=.
+        coding: levels of each categorical column; the first is the reference.
+        offset, exposure, standard_error: column names.
+        notes: what was done that a person should know, in sentences.
+        terms: whatever the reader needs to rebuild the same design from new data.
+    """
+
+    source: str
+    task: str
+    response: str
+    columns: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
+    formula: str | None = None
+    x: tuple[str, ...] = ()
+    coding: dict[str, tuple[str, ...]] | None = None
+    offset: str | None = None
+    exposure: str | None = None
+    standard_error: str | None = None
+    notes: tuple[str, ...] = ()
+    terms: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> TableInfo:
+        known = {f.name for f in fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        if set(values) != known:
+            raise InputError(f"a table record has fields {sorted(values)}, not {sorted(known)}")
+        if values["coding"] is not None:
+            values["coding"] = {k: tuple(v) for k, v in values["coding"].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBatch:
+    """Some tasks of a family.
+
+    Args:
+        tensors: name -> tensor, task axis first.
+        mask: (task, row) bool, True on real rows; None when there is no row axis.
+        index: (task,) positions in the family.
+    """
+
+    tensors: dict[str, Tensor]
+    mask: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class TaskFamily:
+    """A family of related tasks.
+
+    Args:
+        tensors: name -> tensor with the task axis first. Names with a meaning: x (task, row,
+            features), y, trials, offset, standard_error (task, row).
+        mask: (task, row) bool; None means that all rows are real.
+        names: one name per task; "0", "1", ... by default.
+        table: what the table behind the family knew.
+
+    Raises:
+        InputError: shapes disagree, names repeat, or a task has no rows.
+
+    Example:
+        >>> family = TaskFamily.from_tensors(x=torch.zeros(3, 5, 1), y=torch.zeros(3, 5))
+        >>> len(family), family.observations
+        (3, 15)
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        mask: Tensor | None = None,
+        names: Sequence[str] | None = None,
+        table: TableInfo | None = None,
+    ) -> None:
+        if not tensors:
+            raise InputError("a family needs at least one tensor, task axis first")
+        sizes = {name: tensor.shape[0] if tensor.ndim else 0 for name, tensor in tensors.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise InputError(f"all tensors need the same, non-zero number of tasks first: {sizes}")
+        tasks = next(iter(sizes.values()))
+        if mask is None and "y" in tensors and tensors["y"].ndim >= 2:
+            mask = torch.ones(tensors["y"].shape[:2], dtype=torch.bool, device=tensors["y"].device)
+        self.tensors = dict(tensors)
+        self.mask = _checked_mask(mask, tensors)
+        self.names = tuple(map(str, names if names is not None else range(tasks)))
+        self.table = table
+        if len(self.names) != tasks:
+            raise InputError(f"{len(self.names)} names for {tasks} tasks")
+        if len(set(self.names)) != tasks:
+            raise InputError("task names repeat: give each task one name")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in self.tensors.items())
+        return f"TaskFamily({len(self)} tasks: {shapes})"
+
+    @property
+    def rows(self) -> Tensor:
+        """(task,) number of real rows; 1 for a family without a row axis."""
+        if self.mask is None:
+            return torch.ones(len(self), dtype=torch.long)
+        return self.mask.sum(1)
+
+    @property
+    def observations(self) -> int:
+        return int(self.rows.sum())
+
+    @property
+    def ragged(self) -> bool:
+        return self.mask is not None and not bool(self.mask.all())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
+    def to(self, *, device: Any = None, dtype: torch.dtype | None = None) -> TaskFamily:
+        """The same family on another device, floating tensors in another dtype."""
+        tensors = {
+            k: v.to(device=device, dtype=dtype if v.is_floating_point() else None)
+            for k, v in self.tensors.items()
+        }
+        mask = None if self.mask is None else self.mask.to(device=device)
+        return TaskFamily(tensors, mask=mask, names=self.names, table=self.table)
+
+    def subset(self, which: Sequence[int] | Sequence[str] | Tensor) -> TaskFamily:
+        """Some of the tasks, by position or by name, in the order given."""
+        which = which.tolist() if isinstance(which, Tensor) else list(which)
+        place = {name: i for i, name in enumerate(self.names)}
+        unknown = [w for w in which if isinstance(w, str) and w not in place]
+        if unknown:
+            raise InputError(f"no task is named {unknown[0]!r}; names look like {self.names[0]!r}")
+        index = torch.tensor([place[w] if isinstance(w, str) else int(w) for w in which])
+        batch = self.batch(index)
+        names = [self.names[i] for i in index.tolist()]
+        return TaskFamily(batch.tensors, mask=batch.mask, names=names, table=self.table)
+
+    def batch(self, index: Tensor | None = None) -> TaskBatch:
+        """The tasks at `index`, or all of them."""
+        if index is None:
+            everyone = torch.arange(len(self), device=self.device)
+            return TaskBatch(self.tensors, self.mask, everyone)
+        index = index.to(self.device)
+        mask = None if self.mask is None else self.mask[index]
+        return TaskBatch({k: v[index] for k, v in self.tensors.items()}, mask, index)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[TaskBatch]:
+        """One pass over the tasks in random order, each task once."""
+        order = torch.randperm(len(self), generator=generator, device=generator.device)
+        for start in range(0, len(self), size):
+            yield self.batch(order[start : start + size])
+
+    def split(
+        self, support: int | float, generator: torch.Generator
+    ) -> tuple[TaskFamily, TaskFamily]:
+        """Split the rows inside each task at random into support and query rows.
+
+        Args:
+            support: rows per task (int), or the fraction of them (float in (0, 1)), at least 1.
+            generator: the randomness.
+
+        Raises:
+            InputError: a task would be left without query rows.
+        """
+        if self.mask is None:
+            raise InputError("tasks without a row axis cannot be split into support and query")
+        rows = self.rows
+        count = (rows * support).long() if isinstance(support, float) else torch.tensor(support)
+        count = count.clamp(min=1).expand(len(self)).to(rows.device)
+        short = (count >= rows).nonzero().flatten().tolist()
+        if short:
+            raise InputError(
+                f"task {self.names[short[0]]!r} has {int(rows[short[0]])} rows, too few for "
+                f"{int(count[short[0]])} support rows and a query row: lower support="
+            )
+        score = torch.rand(self.mask.shape, generator=generator, device=generator.device)
+        score = score.to(self.device).masked_fill(~self.mask, 2.0)
+        order = score.argsort(1)
+        place = torch.arange(order.shape[1], device=self.device)
+        return (
+            self._reorder(order, place < count[:, None]),
+            self._reorder(order.flip(1), place.flip(0).ge(count[:, None]) & self._tail(rows)),
+        )
+
+    def _tail(self, rows: Tensor) -> Tensor:
+        width = int(rows.max()) if self.mask is None else self.mask.shape[1]
+        return torch.arange(width, device=rows.device).flip(0) < rows[:, None]
+
+    def _reorder(self, order: Tensor, keep: Tensor) -> TaskFamily:
+        """Rows in a new order, those kept first, the rest padded by the first kept row."""
+        first = keep.to(torch.int8).argsort(1, descending=True, stable=True)
+        width = int(keep.sum(1).max())
+        mask = keep.gather(1, first)[:, :width]
+        rows = order.gather(1, first)[:, :width]
+        rows = torch.where(mask, rows, rows[:, :1])
+        tensors = {
+            name: _take_rows(tensor, rows) if self._has_rows(tensor) else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return TaskFamily(tensors, mask=mask, names=self.names, table=self.table)
+
+    def _has_rows(self, tensor: Tensor) -> bool:
+        return self.mask is not None and tensor.shape[:2] == self.mask.shape
+
+    def with_table(self, **changes: Any) -> TaskFamily:
+        """The same data with fields of its table record changed."""
+        if self.table is None:
+            raise InputError("this family does not come from a table")
+        table = replace(self.table, **changes)
+        return TaskFamily(self.tensors, mask=self.mask, names=self.names, table=table)
+
+    def fingerprint(self) -> str:
+        """A hash of all values, masks and names: equal data, equal fingerprint."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted((self.tensors | {"mask": self.mask}).items()):
+            if tensor is not None:
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update("\0".join(self.names).encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def from_tensors(
+        cls,
+        *,
+        mask: Tensor | None = None,
+        names: Sequence[str] | None = None,
+        **tensors: Tensor,
+    ) -> TaskFamily:
+        """A family from tensors, task axis first, handed to the model in the order given."""
+        return cls(tensors, mask=mask, names=names)
+
+    @classmethod
+    def from_sampler(
+        cls,
+        sampler: Callable[[torch.Generator], dict[str, Tensor]],
+        *,
+        tasks: int,
+        generator: torch.Generator,
+    ) -> TaskFamily:
+        """A family of `tasks` draws of `sampler(generator)`, each the tensors of one task.
+
+        Row tensors may differ in length from draw to draw; they are padded and masked. A tensor
+        is a row tensor when its first axis is as long as y's.
+
+        Example:
+            >>> def sampler(generator):
+            ...     x = torch.randn(4, 1, generator=generator)
+            ...     return {"x": x, "y": x[:, 0]}
+            >>> len(TaskFamily.from_sampler(sampler, tasks=3, generator=torch.Generator()))
+            3
+        """
+        draws = [sampler(generator) for _ in range(tasks)]
+        if not draws:
+            raise InputError("tasks= must be at least 1")
+        if "y" not in draws[0]:
+            return cls({k: torch.stack([d[k] for d in draws]) for k in draws[0]})
+        lengths = torch.tensor([len(d["y"]) for d in draws])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        tensors = {
+            name: torch.stack(
+                [_pad(d[name], len(d["y"]), mask.shape[1]) for d in draws]
+            )
+            for name in draws[0]
+        }
+        return cls(tensors, mask=mask.to(tensors["y"].device))
+
+    @classmethod
+    def from_csv(cls, path: Any, **options: Any) -> TaskFamily:
+        """A family from a CSV with a group column; see `bayesmeta.tables.family_from_csv`."""
+        from bayesmeta.tables import family_from_csv
+
+        return family_from_csv(path, **options)
+
+    @classmethod
+    def from_dataframe(cls, frame: DataFrame, **options: Any) -> TaskFamily:
+        """A family from a DataFrame; see `bayesmeta.tables.family_from_dataframe`."""
+        from bayesmeta.tables import family_from_dataframe
+
+        return family_from_dataframe(frame, **options)
+
+    @classmethod
+    def from_formula(cls, formula: str, data: Any, **options: Any) -> TaskFamily:
+        """A family from an lme4-style formula; see `bayesmeta.tables.family_from_formula`."""
+        from bayesmeta.tables import family_from_formula
+
+        return family_from_formula(formula, data, **options)
+
+
+def _checked_mask(mask: Tensor | None, tensors: dict[str, Tensor]) -> Tensor | None:
+    if mask is None:
+        return None
+    mask = mask.bool()
+    tasks = next(iter(tensors.values())).shape[0]
+    if mask.ndim != 2 or mask.shape[0] != tasks:
+        raise InputError(f"mask must be (task, row) with {tasks} tasks, not {tuple(mask.shape)}")
+    y = tensors.get("y")
+    if y is not None and y.shape[:2] != mask.shape:
+        raise InputError(f"y is {tuple(y.shape)} but mask is {tuple(mask.shape)}")
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(f"the task at position {empty[0]} has no rows: drop it")
+    return mask
+
+
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    shape = rows.shape + (1,) * (tensor.ndim - 2)
+    return tensor.gather(1, rows.reshape(shape).expand(rows.shape + tensor.shape[2:]))
+
+
+def _pad(tensor: Tensor, length: int, width: int) -> Tensor:
+    """Repeat the first row up to `width` rows; tensors without a row axis stay as they are."""
+    if tensor.ndim == 0 or len(tensor) != length or length == width:
+        return tensor
+    return torch.cat([tensor, tensor[:1].expand(width - length, *tensor.shape[1:])])
