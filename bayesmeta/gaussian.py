@@ -1,0 +1,216 @@
+"""N(m, S) with S = diag(d) + F Fᵀ: the one Gaussian of priors and posteriors, batched.
+
+Three shapes are used: d alone (isotropic, per block, diagonal), F alone and lower triangular
+(full), and both (low rank + diagonal). Neither is a point. Leading axes are batch axes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, diag(diagonal) + factor factorᵀ), immutable, batched over leading axes.
+
+    Args:
+        mean: (..., dim).
+        diagonal: (..., dim) variances, or None.
+        factor: (..., dim, rank), or None; without `diagonal` it is square, lower triangular.
+
+    Example:
+        >>> g = Gaussian(torch.zeros(2), torch.ones(2))
+        >>> float(g.kl(g)), g.covariance().tolist()
+        (0.0, [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    mean: Tensor
+    diagonal: Tensor | None = None
+    factor: Tensor | None = None
+
+    @classmethod
+    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
+        """A full Gaussian; a singular covariance keeps a factor with zero columns."""
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if bool((info > 0).any()):
+            values, vectors = torch.linalg.eigh(covariance)
+            factor = _triangular(vectors * values.clamp(min=0).sqrt().unsqueeze(-2))
+        return cls(mean, None, factor)
+
+    @property
+    def dim(self) -> int:
+        return self.mean.shape[-1]
+
+    @property
+    def is_point(self) -> bool:
+        return self.diagonal is None and self.factor is None
+
+    def variance(self) -> Tensor:
+        """(..., dim) marginal variances."""
+        total = torch.zeros_like(self.mean)
+        if self.diagonal is not None:
+            total = total + self.diagonal
+        if self.factor is not None:
+            total = total + self.factor.square().sum(-1)
+        return total
+
+    def sd(self) -> Tensor:
+        """(..., dim) marginal standard deviations."""
+        return self.variance().sqrt()
+
+    def covariance(self) -> Tensor:
+        """(..., dim, dim)."""
+        total = torch.zeros(
+            (*self.mean.shape, self.dim), dtype=self.mean.dtype, device=self.mean.device
+        )
+        if self.diagonal is not None:
+            total = total + torch.diag_embed(self.diagonal)
+        if self.factor is not None:
+            total = total + self.factor @ self.factor.mT
+        return total
+
+    def correlation(self) -> Tensor:
+        """(..., dim, dim); NaN where a variance is zero."""
+        sd = self.sd()
+        return self.covariance() / (sd.unsqueeze(-1) * sd.unsqueeze(-2))
+
+    def root(self) -> Tensor:
+        """(..., dim, k) with root rootᵀ = covariance."""
+        if self.diagonal is None:
+            return self.mean.new_zeros((*self.mean.shape, 0)) if self.is_point else self._factor
+        spread = torch.diag_embed(self.diagonal.sqrt())
+        return spread if self.factor is None else torch.cat([self.factor, spread], -1)
+
+    @property
+    def _factor(self) -> Tensor:
+        assert self.factor is not None
+        return self.factor
+
+    def _capacity(self) -> Tensor:
+        """Cholesky factor of I + Fᵀ diag(d)⁻¹ F, for the low-rank + diagonal shape."""
+        assert self.diagonal is not None
+        scaled = self._factor / self.diagonal.unsqueeze(-1)
+        rank = self._factor.shape[-1]
+        eye = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
+        return torch.linalg.cholesky(eye + self._factor.mT @ scaled)
+
+    def precision_product(self, v: Tensor) -> Tensor:
+        """Λ v for v (..., dim)."""
+        return self.precision_columns(v.unsqueeze(-1)).squeeze(-1)
+
+    def precision_columns(self, columns: Tensor) -> Tensor:
+        """Λ V for V (..., dim, k)."""
+        if self.diagonal is None:
+            return torch.cholesky_solve(columns, self._factor)
+        scaled = columns / self.diagonal.unsqueeze(-1)
+        if self.factor is None:
+            return scaled
+        inner = torch.cholesky_solve(self._factor.mT @ scaled, self._capacity())
+        return scaled - (self._factor @ inner) / self.diagonal.unsqueeze(-1)
+
+    def precision_diagonal(self) -> Tensor:
+        """(..., dim) diagonal of Λ."""
+        if self.diagonal is None:
+            eye = torch.eye(self.dim, dtype=self.mean.dtype, device=self.mean.device)
+            whitened = torch.linalg.solve_triangular(self._factor, eye, upper=False)
+            return whitened.square().sum(-2)
+        if self.factor is None:
+            return 1 / self.diagonal
+        scaled = (self._factor / self.diagonal.unsqueeze(-1)).mT
+        half = torch.linalg.solve_triangular(self._capacity(), scaled, upper=False)
+        return 1 / self.diagonal - half.square().sum(-2)
+
+    def log_det(self) -> Tensor:
+        """(...) log |S|."""
+        if self.diagonal is None:
+            return 2 * self._factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        total = self.diagonal.log().sum(-1)
+        if self.factor is not None:
+            total = total + 2 * self._capacity().diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return total
+
+    def quadratic(self, theta: Tensor) -> Tensor:
+        """½‖θ − m‖²_Λ in nats, for θ (..., dim)."""
+        difference = theta - self.mean
+        return 0.5 * (difference * self.precision_product(difference)).sum(-1)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """log N(θ; m, S) in nats, for θ (..., dim)."""
+        return -self.quadratic(theta) - 0.5 * (self.log_det() + self.dim * LOG_2PI)
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """KL(self ‖ other) = ½[tr(Λ_p S_q) + ‖m_q − m_p‖²_Λp − dim + log|S_p| − log|S_q|].
+
+        Args:
+            other: the Gaussian p, broadcast over this one's batch axes.
+
+        Returns:
+            (...) nats, one number per batch member.
+        """
+        trace = torch.zeros_like(self.mean[..., 0])
+        if self.diagonal is not None:
+            trace = trace + (other.precision_diagonal() * self.diagonal).sum(-1)
+        if self.factor is not None:
+            product = other.precision_columns(self.factor)
+            trace = trace + (self.factor * product).sum((-2, -1))
+        log_ratio = other.log_det() - self.log_det()
+        return other.quadratic(self.mean) + 0.5 * (trace - self.dim + log_ratio)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """m + S^{1/2} ε for standard normal ε (draw, ..., k), k = `noise_dim`."""
+        if self.is_point:
+            return self.mean.expand(noise.shape[:1] + self.mean.shape)
+        if self.diagonal is None:
+            return self.mean + (self._factor @ noise.unsqueeze(-1)).squeeze(-1)
+        theta = self.mean + self.diagonal.sqrt() * noise[..., : self.dim]
+        if self.factor is None:
+            return theta
+        return theta + (self._factor @ noise[..., self.dim :].unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normals one draw takes."""
+        if self.diagonal is None or self.factor is None:
+            return self.dim
+        return self.dim + self.factor.shape[-1]
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """(n, ..., noise_dim) standard normals, to be handed to `transform`."""
+        shape = (n, *self.mean.shape[:-1], self.noise_dim)
+        device = generator.device if generator is not None else self.mean.device
+        drawn = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=device)
+        return drawn.to(self.mean.device)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """(n, ..., dim) draws."""
+        return self.transform(self.noise(n, generator))
+
+    def linear(self, matrix: Tensor, shift: Tensor | float = 0.0) -> Gaussian:
+        """The law of `matrix θ + shift`, full, for a (k, dim) matrix."""
+        mean = (matrix @ self.mean.unsqueeze(-1)).squeeze(-1) + shift
+        return Gaussian(mean, None, _triangular(matrix @ self.root()))
+
+    def map(self, change) -> Gaussian:
+        """The same change (an indexing, a move to a device) of each tensor."""
+        parts = (self.diagonal, self.factor)
+        return Gaussian(change(self.mean), *(None if p is None else change(p) for p in parts))
+
+    def __getitem__(self, index) -> Gaussian:
+        """Members of the leading batch axis."""
+        return self.map(lambda tensor: tensor[index])
+
+
+def _triangular(root: Tensor) -> Tensor:
+    """A square lower-triangular L, diagonal ≥ 0, with L Lᵀ = root rootᵀ."""
+    dim, rank = root.shape[-2:]
+    if rank < dim:
+        root = torch.cat([root, root.new_zeros((*root.shape[:-1], dim - rank))], -1)
+    upper = torch.linalg.qr(root.mT, mode="r").R
+    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(upper.dtype)
+    return (upper * sign.unsqueeze(-1)).mT
