@@ -5,7 +5,7 @@
     block          S = σ_b² on each parameter tensor b
     diagonal       S = diag(σ_j²)
     lowrank(r)     S = diag(σ_j²) + F Fᵀ, F (dim, r)
-    full           S = L Lᵀ,  L = diag(σ_j) (I + strictly lower F)
+    full           S = L Lᵀ,  L = diag(σ_j) + strictly lower F
 
 A form turns a dictionary of free tensors (`mean`, `log_scale` = log σ, `factor` = F) into a
 `Gaussian` and back; priors have no batch axis, the posteriors of a family have a task axis.
@@ -74,9 +74,7 @@ class Form:
             return Gaussian(mean)
         scale = free["log_scale"].exp()
         if self.name == "full":
-            factor = free["factor"].tril(-1)
-            eye = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-            return Gaussian(mean, None, scale.unsqueeze(-1) * (factor + eye))
+            return Gaussian(mean, None, free["factor"].tril(-1) + torch.diag_embed(scale))
         if self.name == "isotropic":
             scale = scale.expand(mean.shape)
         if self.name == "block":
@@ -94,8 +92,7 @@ class Form:
                 factor = Gaussian.from_covariance(gaussian.mean, gaussian.covariance()).factor
             assert factor is not None
             scale = factor.diagonal(dim1=-2, dim2=-1)
-            safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
-            return free | {"log_scale": scale.log(), "factor": (factor / safe).tril(-1)}
+            return free | {"log_scale": scale.log(), "factor": factor.tril(-1)}
         if self.name == "lowrank":
             return free | self._low_rank(gaussian)
         return free | {"log_scale": 0.5 * self.tie(gaussian.variance(), blocks).log()}

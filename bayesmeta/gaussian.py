@@ -40,7 +40,7 @@ class Gaussian:
         factor, info = torch.linalg.cholesky_ex(covariance)
         if bool((info > 0).any()):
             values, vectors = torch.linalg.eigh(covariance)
-            factor = _triangular(vectors * values.clamp(min=0).sqrt().unsqueeze(-2))
+            factor = triangular(vectors * values.clamp(min=0).sqrt().unsqueeze(-2))
         return cls(mean, None, factor)
 
     @property
@@ -118,12 +118,12 @@ class Gaussian:
         """(..., dim) diagonal of Λ."""
         if self.diagonal is None:
             eye = torch.eye(self.dim, dtype=self.mean.dtype, device=self.mean.device)
-            whitened = torch.linalg.solve_triangular(self._factor, eye, upper=False)
+            whitened = torch.linalg.solvetriangular(self._factor, eye, upper=False)
             return whitened.square().sum(-2)
         if self.factor is None:
             return 1 / self.diagonal
         scaled = (self._factor / self.diagonal.unsqueeze(-1)).mT
-        half = torch.linalg.solve_triangular(self._capacity(), scaled, upper=False)
+        half = torch.linalg.solvetriangular(self._capacity(), scaled, upper=False)
         return 1 / self.diagonal - half.square().sum(-2)
 
     def log_det(self) -> Tensor:
@@ -194,7 +194,7 @@ class Gaussian:
     def linear(self, matrix: Tensor, shift: Tensor | float = 0.0) -> Gaussian:
         """The law of `matrix θ + shift`, full, for a (k, dim) matrix."""
         mean = (matrix @ self.mean.unsqueeze(-1)).squeeze(-1) + shift
-        return Gaussian(mean, None, _triangular(matrix @ self.root()))
+        return Gaussian(mean, None, triangular(matrix @ self.root()))
 
     def map(self, change) -> Gaussian:
         """The same change (an indexing, a move to a device) of each tensor."""
@@ -206,7 +206,7 @@ class Gaussian:
         return self.map(lambda tensor: tensor[index])
 
 
-def _triangular(root: Tensor) -> Tensor:
+def triangular(root: Tensor) -> Tensor:
     """A square lower-triangular L, diagonal ≥ 0, with L Lᵀ = root rootᵀ."""
     dim, rank = root.shape[-2:]
     if rank < dim:

@@ -220,12 +220,8 @@ class TaskFamily:
         place = torch.arange(order.shape[1], device=self.device)
         return (
             self._reorder(order, place < count[:, None]),
-            self._reorder(order.flip(1), place.flip(0).ge(count[:, None]) & self._tail(rows)),
+            self._reorder(order, (place >= count[:, None]) & (place < rows[:, None])),
         )
-
-    def _tail(self, rows: Tensor) -> Tensor:
-        width = int(rows.max()) if self.mask is None else self.mask.shape[1]
-        return torch.arange(width, device=rows.device).flip(0) < rows[:, None]
 
     def _reorder(self, order: Tensor, keep: Tensor) -> TaskFamily:
         """Rows in a new order, those kept first, the rest padded by the first kept row."""

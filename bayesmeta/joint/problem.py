@@ -1,0 +1,135 @@
+"""What every solver of the joint fit receives, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bayesmeta.forms import Form
+from bayesmeta.gaussian import Gaussian, triangular
+from bayesmeta.inner.expected_newton import State
+from bayesmeta.methods import Method
+from bayesmeta.models import Model
+from bayesmeta.outer import Callback, Trace
+from bayesmeta.prior import Prior
+from bayesmeta.results import Result
+from bayesmeta.tasks import TaskFamily
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A fit to be done.
+
+    Args:
+        model: bound to the family; its parameters are the start of ψ and θ₀.
+        family: the tasks.
+        prior: form, hyper-prior, what is learned; with values when given.
+        method: the choices.
+        reml: restricted maximum likelihood, on the exact path.
+        generator: the noise of draws and batches.
+        callbacks: called with (step, steps, M).
+    """
+
+    model: Model
+    family: TaskFamily
+    prior: Prior
+    method: Method
+    reml: bool
+    generator: torch.Generator
+    callbacks: Sequence[Callback] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.method.steps or 500
+
+
+@dataclass(eq=False)
+class Estimate:
+    """A fit that was done.
+
+    Args:
+        prior: with its fitted values.
+        shared: ψ.
+        posterior: Q_i, task axis first.
+        log_evidence: nats, exact or a lower bound.
+        trace: of the outer loop.
+        results: how each task's own solve ended.
+        fixed_covariance: of the estimates of (θ₀, the module's ψ), or None.
+        state: where the gradient solver's noise and schedule ended, for the record.
+    """
+
+    prior: Prior
+    shared: dict[str, Tensor]
+    posterior: Gaussian
+    log_evidence: float
+    trace: Trace
+    results: list[Result] = field(default_factory=list)
+    fixed_covariance: Tensor | None = None
+    profile_state: State | None = None
+
+
+class CovarianceRoot:
+    """A' with Σ₀ = T A' A'ᵀ Tᵀ in a form's free entries, smooth through zero variances.
+
+    Args:
+        form: of Σ₀.
+        blocks: (p,) parameter tensor of each weight.
+        like: a tensor with the dtype and device.
+        scale: start of the standard deviations, in scaled coordinates.
+    """
+
+    def __init__(self, form: Form, blocks: Tensor, like: Tensor, scale: float) -> None:
+        p = len(blocks)
+        self.form, self.blocks = form, blocks.to(like.device)
+        count = {"isotropic": 1, "block": int(blocks.max()) + 1}.get(form.name, p)
+        self.diagonal = like.new_full((count,), scale).requires_grad_()
+        self.parameters = [self.diagonal]
+        self.rows, self.columns = torch.tril_indices(p, p, -1, device=like.device)
+        if form.name == "full" and p > 1:
+            self.parameters.append(like.new_zeros(len(self.rows)).requires_grad_())
+        if form.name == "lowrank":
+            waves = torch.arange(p * form.rank, device=like.device).add(1).to(like).sin()
+            factor = 0.3 * scale * waves.reshape(p, form.rank)
+            self.parameters.append(factor.requires_grad_())
+
+    def __call__(self) -> Tensor:
+        """A' (p, k)."""
+        p = len(self.blocks)
+        spread = self.diagonal
+        if self.form.name == "isotropic":
+            spread = spread.expand(p)
+        if self.form.name == "block":
+            spread = spread[self.blocks]
+        root = torch.diag(spread)
+        if self.form.name == "full" and p > 1:
+            root = root.index_put((self.rows, self.columns), self.parameters[1])
+        if self.form.name == "lowrank":
+            root = torch.cat([self.parameters[1], root], 1)
+        return root
+
+    def snap(self, threshold: float) -> None:
+        """Set directions with standard deviation below `threshold` to exactly zero."""
+        with torch.no_grad():
+            if self.form.name == "full":
+                left, values, _ = torch.linalg.svd(self())
+                values = torch.where(values > threshold, values, 0.0)
+                root = triangular(left * values)
+                self.diagonal.copy_(root.diagonal())
+                if len(self.parameters) > 1:
+                    self.parameters[1].copy_(root[self.rows, self.columns])
+            else:
+                small = self.diagonal.abs() <= threshold
+                self.diagonal.copy_(torch.where(small, 0.0, self.diagonal))
+
+    def gaussian(self, mean: Tensor, change: Tensor) -> Gaussian:
+        """N(mean, T A' A'ᵀ Tᵀ) in the shape of the form, for T = `change`."""
+        root = change @ self().detach()
+        if self.form.name == "full":
+            return Gaussian(mean, None, triangular(root))
+        if self.form.name == "lowrank":
+            rank = self.form.rank
+            return Gaussian(mean, root[:, rank:].diagonal().square(), root[:, :rank])
+        return Gaussian(mean, root.diagonal().square())

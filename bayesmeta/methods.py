@@ -1,0 +1,143 @@
+"""A method is a choice of Q_i, of how θ is adapted, and of how M is differentiated.
+
+The papers of the field are compositions of a few lines here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bayesmeta.forms import Form
+from bayesmeta.results import InputError
+
+FREE_FORMS = ("point", "diagonal", "lowrank", "full")
+SOLVERS = ("auto", "exact", "profile", "gradient")
+PRIOR_UPDATES = ("gradient", "closed_form")
+
+
+@dataclass(frozen=True)
+class Free:
+    """Q_i stored per task: a point, or a Gaussian with a covariance of the given form."""
+
+    covariance: str = "full"
+
+    def __post_init__(self) -> None:
+        Form.parse(self.covariance, allowed=FREE_FORMS)
+
+    @property
+    def form(self) -> Form:
+        return Form.parse(self.covariance)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """∂M with every Q_i held fixed; exact where M is stationary in Q_i (the envelope)."""
+
+
+@dataclass(frozen=True)
+class Variational:
+    """ℓ = f, the KL kept with weight β."""
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise InputError(f"beta must be positive, not {self.beta}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Args:
+        posterior: which Q_i.
+        gradient: how M is differentiated.
+        objective: which M.
+        solver: exact (linear-Gaussian tasks: Q_i in closed form), profile (Q_i solved to the end
+            by Newton's method at every outer step), gradient (everything descends together), or
+            auto, the first of these that applies.
+        steps: outer steps at most; None is 500 for deterministic and 5000 for noisy objectives.
+        lr: Adam's step size at the start, for noisy objectives.
+        draws: of θ per task and step, where the expectation has no closed form.
+        batch: tasks per step, without replacement; None is all of them.
+        tolerance: largest derivative at which a deterministic fit ends.
+        reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
+        prior_update: "gradient", or "closed_form" after each step of the gradient solver.
+
+    Raises:
+        InputError: the choices cannot go together; the message names what can.
+    """
+
+    posterior: Free = Free()
+    gradient: Direct = Direct()
+    objective: Variational = Variational()
+    solver: str = "auto"
+    steps: int | None = None
+    lr: float = 0.01
+    draws: int = 1
+    batch: int | None = None
+    tolerance: float = 1e-6
+    reset_every: int | None = None
+    prior_update: str = "gradient"
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
+        if self.prior_update not in PRIOR_UPDATES:
+            raise InputError(f"prior_update must be one of {', '.join(PRIOR_UPDATES)}")
+        for name in ("steps", "draws", "batch", "reset_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if not (self.lr > 0 and self.tolerance > 0):
+            raise InputError("lr and tolerance must be positive")
+        full = self.posterior.form.name == "full"
+        if self.solver in ("exact", "profile") and not full:
+            raise InputError(
+                f'solver="{self.solver}" finds the best full Gaussian Q_i; for '
+                f'covariance="{self.posterior.covariance}" use solver="gradient"'
+            )
+        if self.solver in ("exact", "profile") and self.objective.beta != 1:
+            raise InputError(f'solver="{self.solver}" needs beta=1; use solver="gradient"')
+        joint_only = self.batch is not None or self.reset_every is not None
+        if self.solver in ("exact", "profile") and joint_only:
+            raise InputError('batch= and reset_every= belong to solver="gradient"')
+        if self.batch is not None and self.prior_update == "closed_form":
+            raise InputError("the closed-form prior update needs every task: leave batch= out")
+
+    @property
+    def kl(self) -> str:
+        """What stands for the KL in M: "full", or "quadratic" for a point Q_i."""
+        return "quadratic" if self.posterior.form.name == "point" else "full"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"kl": self.kl}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Method:
+        values = {k: v for k, v in record.items() if k not in ("kl", "gradient")}
+        values["posterior"] = Free(**values["posterior"])
+        values["objective"] = Variational(**values["objective"])
+        return cls(**values)
+
+
+def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Method:
+    """Joint variational fit: M minimised over (θ₀, Σ₀, ψ) and all Q_i.
+
+        min_{θ₀, Σ₀, ψ, Q} Σ_i [ E_{Q_i} f_i + β KL(Q_i ‖ N(θ₀, Σ₀)) ]
+
+    With covariance="point" and Σ₀ = I/2 held this is Σ_i ‖θ_i − θ₀‖² + f_i(θ_i), the joint
+    objective of the notes on iMAML (F. Huszár, inference.vc, 2019).
+
+    Args:
+        covariance: of every Q_i: point, diagonal, lowrank(r), full.
+        beta: weight of the KL.
+        **options: solver, steps, lr, draws, batch, tolerance, reset_every, prior_update; see
+            `Method`.
+
+    Example:
+        >>> joint(covariance="diagonal").posterior
+        Free(covariance='diagonal')
+    """
+    return Method(posterior=Free(covariance), objective=Variational(beta), **options)

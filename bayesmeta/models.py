@@ -1,0 +1,396 @@
+"""f_i(θ) = −log p(S_i | θ, ψ): any torch module, plain energy or Pyro model as a function of θ.
+
+θ is a flat (dim,) vector inside; ψ (`shared`) is a dictionary of everything not adapted. One task's
+energy is written by the user; `torch.func.vmap` makes it one for all tasks and draws.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd, vmap
+
+from bayesmeta.likelihoods import Likelihood
+from bayesmeta.results import InputError
+from bayesmeta.tasks import TaskBatch, TaskFamily
+
+KEYWORDS = ("trials", "offset", "standard_error")
+Energy = Callable[..., Tensor]
+
+
+class Model(nn.Module):
+    """A likelihood over a module's prediction, as a function of the adapted weights θ.
+
+        f(θ) = −Σ_rows log p(y | module(x; θ, ψ) + offset),    in nats, summed over real rows
+
+    Args:
+        module: maps x (row, features) to a prediction (row,), (row, 1) or (row, classes).
+        likelihood: of y given the prediction.
+        adapt: "all", or names of parameters (or of submodules) that have a prior and a posterior;
+            every other parameter is shared by all tasks.
+        names: one name per coordinate of θ; by default "weight[0,1]" and the like.
+        spec: how the library built the module, for the run record; None for a user's module.
+
+    Raises:
+        InputError: `adapt` names nothing, or `names` has the wrong length.
+
+    Example:
+        >>> from bayesmeta import likelihoods
+        >>> Model(nn.Linear(1, 1), likelihoods.Gaussian()).names
+        ('weight[0,0]', 'bias[0]')
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        likelihood: Likelihood | None,
+        *,
+        adapt: str | Sequence[str] = "all",
+        names: Sequence[str] | None = None,
+        spec: dict[str, Any] | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.likelihood = likelihood
+        self.spec = spec
+        self.chunk_size = chunk_size
+        parameters = dict(module.named_parameters())
+        self.adapted = tuple(_select(parameters, adapt))
+        self.sizes = tuple(parameters[name].numel() for name in self.adapted)
+        default = [n for name in self.adapted for n in _coordinates(name, parameters[name])]
+        self.names = tuple(names) if names is not None else tuple(default)
+        if len(self.names) != len(default):
+            raise InputError(f"{len(self.names)} names for {len(default)} adapted weights")
+
+    @property
+    def dim(self) -> int:
+        """Number of adapted weights."""
+        return sum(self.sizes)
+
+    @property
+    def blocks(self) -> Tensor:
+        """(dim,) which parameter tensor each coordinate belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """ψ: every parameter that is not adapted, the likelihood's included."""
+        adapted = {f"module.{name}" for name in self.adapted}
+        return {n: p for n, p in self.named_parameters() if n not in adapted}
+
+    @property
+    def start(self) -> Tensor:
+        """(dim,) the module's present values of the adapted weights."""
+        parameters = dict(self.module.named_parameters())
+        return torch.cat([parameters[name].detach().flatten() for name in self.adapted])
+
+    def bind(self, family: TaskFamily) -> Model:
+        """This model, ready for a family's tensors."""
+        return self
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        parameters = dict(self.module.named_parameters())
+        parts = theta.split(self.sizes)
+        return {
+            f"module.{name}": part.reshape(parameters[name].shape)
+            for name, part in zip(self.adapted, parts, strict=True)
+        }
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        """Whatever `function` computes, with θ and ψ in the place of this module's parameters."""
+        return function()
+
+    def at(
+        self, theta: Tensor | None, shared: dict[str, Tensor], function: Callable[[], Tensor]
+    ) -> Tensor:
+        """`function()`, evaluated at θ (dim,) and ψ."""
+        values = shared if theta is None else {**shared, **self.unflatten(theta)}
+        return functional_call(self, values, (function,))
+
+    def prediction(self, tensors: dict[str, Tensor]) -> Tensor:
+        """(row,) or (row, classes) for one task at the present weights, offset included."""
+        output = self.module(self.inputs(tensors))
+        if output.ndim > 1 and getattr(self.likelihood, "name", None) != "categorical":
+            output = output.squeeze(-1)
+        return output + tensors["offset"] if "offset" in tensors else output
+
+    @staticmethod
+    def inputs(tensors: dict[str, Tensor]) -> Tensor:
+        return tensors["x"] if "x" in tensors else next(iter(tensors.values()))
+
+    def predict_task(self, theta: Tensor, shared: dict[str, Tensor], tensors) -> Tensor:
+        """Prediction for one task at θ (dim,)."""
+        return self.at(theta, shared, lambda: self.prediction(tensors))
+
+    def log_prob_task(self, theta: Tensor, shared: dict[str, Tensor], tensors) -> Tensor:
+        """(row,) log p(y | θ, ψ) in nats for one task."""
+        likelihood, options = self.require_likelihood(), self.options(tensors)
+        y = self.response(tensors)
+        return self.at(
+            theta, shared, lambda: likelihood.log_prob(self.prediction(tensors), y, **options)
+        )
+
+    def options(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The optional tensors (trials, known standard errors) that the likelihood takes."""
+        return {k: tensors[k] for k in self.require_likelihood().optional if k in tensors}
+
+    def require_likelihood(self) -> Likelihood:
+        if self.likelihood is None:
+            raise InputError("a model made from an energy has no likelihood of single rows")
+        return self.likelihood
+
+    @staticmethod
+    def response(tensors: dict[str, Tensor]) -> Tensor:
+        if "y" in tensors:
+            return tensors["y"]
+        plain = [v for k, v in tensors.items() if k not in KEYWORDS]
+        if len(plain) < 2:
+            raise InputError("the family has no response y")
+        return plain[1]
+
+    def energy(
+        self, theta: Tensor, shared: dict[str, Tensor], tensors, mask: Tensor | None = None
+    ) -> Tensor:
+        """() f(θ) in nats for one task: the sum over its real rows."""
+        rows = self.log_prob_task(theta, shared, tensors)
+        return -(rows if mask is None else torch.where(mask, rows, 0.0)).sum()
+
+    def over_tasks(self, function: Callable[..., Tensor], theta: Tensor, batch: TaskBatch, *rest):
+        """Map a function of (θ, tensors, mask) over tasks, and over draw axes before them."""
+        inner = (0, 0, None if batch.mask is None else 0) + (None,) * len(rest)
+        call = vmap(function, in_dims=inner, chunk_size=self.chunk_size)
+        for _ in range(theta.ndim - 2):
+            call = vmap(call, in_dims=(0,) + (None,) * (2 + len(rest)))
+        return call(theta, batch.tensors, batch.mask, *rest)
+
+    def energies(
+        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """(..., task) f_i(θ_i) in nats.
+
+        Args:
+            theta: (..., task, dim); axes before the task are draws.
+            batch: the tasks.
+            shared: ψ; the model's own values by default.
+        """
+        shared = self.shared if shared is None else shared
+        return self.over_tasks(
+            lambda t, tensors, mask, s: self.energy(t, s, tensors, mask), theta, batch, shared
+        )
+
+    def predict(
+        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """(..., task, row[, class]) predictions, offset included."""
+        shared = self.shared if shared is None else shared
+        return self.over_tasks(
+            lambda t, tensors, mask, s: self.predict_task(t, s, tensors), theta, batch, shared
+        )
+
+    def log_prob_rows(
+        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """(..., task, row) log p(y | θ, ψ) in nats; 0 at padding."""
+
+        def rows(t, tensors, mask, s):
+            values = self.log_prob_task(t, s, tensors)
+            return values if mask is None else torch.where(mask, values, 0.0)
+
+        shared = self.shared if shared is None else shared
+        return self.over_tasks(rows, theta, batch, shared)
+
+    @property
+    def shared_weights(self) -> dict[str, Tensor]:
+        """The module's part of ψ (without the likelihood's parameters)."""
+        return {k: v for k, v in self.shared.items() if k.startswith("module.")}
+
+    def _flat_prediction(self, vector: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Prediction at (θ, the module's ψ) laid out in one vector."""
+        theta, rest = vector[: self.dim], vector[self.dim :]
+        weights = self.shared_weights
+        parts = rest.split([w.numel() for w in weights.values()]) if weights else ()
+        shared = {k: p.reshape(w.shape) for (k, w), p in zip(weights.items(), parts, strict=True)}
+        return self.predict_task(theta, shared, tensors)
+
+    @property
+    def flat_dim(self) -> int:
+        """Length of (θ, the module's ψ)."""
+        return self.dim + sum(w.numel() for w in self.shared_weights.values())
+
+    def design(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """W (task, row, flat_dim) and c (task, row) of a prediction W (θ, ψ) + c."""
+        zero = self.start.new_zeros((len(batch), self.flat_dim)).to(batch.index.device)
+        jacobian = self.over_tasks(
+            lambda v, tensors, mask: jacfwd(self._flat_prediction)(v, tensors), zero, batch
+        )
+        return jacobian, self.over_tasks(
+            lambda v, tensors, mask: self._flat_prediction(v, tensors), zero, batch
+        )
+
+    def is_affine(self, family: TaskFamily, *, jointly: bool = False) -> bool:
+        """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on one task.
+
+        Compares the prediction at a random combination of random points with the same
+        combination of predictions, which are equal for an affine function and for no other.
+        """
+        if self.likelihood is None or self.likelihood.name == "categorical":
+            return False
+        batch = family.batch(torch.tensor([0]))
+        generator = torch.Generator().manual_seed(0)
+        present = torch.cat([self.start, *[w.detach().flatten() for w in self.shared_weights.values()]])
+        points = torch.randn(2, self.flat_dim, generator=generator, dtype=present.dtype)
+        base = torch.zeros_like(present) if jointly else present.clone()
+        base[: self.dim] = 0
+        moves = points.to(present.device) * (1.0 if jointly else torch.arange(len(base)) < self.dim)
+        vectors = torch.stack([base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]])
+        with torch.no_grad():
+            zero, one, two, both = self.over_tasks(
+                lambda v, tensors, mask: self._flat_prediction(v, tensors), vectors[:, None], batch
+            )
+        expected = zero + (one - zero) - 2 * (two - zero)
+        size = max(float(v.abs().max()) for v in (zero, one, two, both)) + 1e-300
+        error = float((both - expected).abs().max())
+        return error <= 100 * torch.finfo(present.dtype).eps * size
+
+    @classmethod
+    def from_energy(cls, fn: Energy, dim: int, *, names: Sequence[str] | None = None) -> Model:
+        """A model from a plain function f(θ, *task tensors) → nats of one task.
+
+        Args:
+            fn: receives θ (dim,), the family's tensors in order without their task axis, and, if
+                it has an argument `mask`, the task's (row,) mask.
+            dim: length of θ.
+            names: one per coordinate.
+
+        Example:
+            >>> model = Model.from_energy(lambda theta, c: 0.5 * (theta - c).square().sum(), 2)
+            >>> family = TaskFamily.from_tensors(c=torch.ones(3, 2))
+            >>> model.energies(torch.zeros(3, 2), family.batch()).tolist()
+            [1.0, 1.0, 1.0]
+        """
+        return _EnergyModel(fn, dim, names)
+
+    @classmethod
+    def from_pyro(cls, fn: Callable[..., Any]) -> Model:
+        """A model from a Pyro model fn(*task tensors): latent sites become θ, unconstrained.
+
+        The sites' own priors are replaced by N(θ₀, Σ₀); f is minus the log-density of the observed
+        sites. See `bayesmeta.pyro_model`.
+        """
+        from bayesmeta.pyro_model import PyroModel
+
+        return PyroModel(fn)
+
+
+class _EnergyModel(Model):
+    """θ is the only parameter; the energy is the user's."""
+
+    def __init__(self, fn: Energy, dim: int, names: Sequence[str] | None) -> None:
+        holder = nn.Module()
+        holder.theta = nn.Parameter(torch.zeros(dim))
+        default = [f"theta[{i}]" for i in range(dim)] if names is None else names
+        super().__init__(holder, None, names=default)
+        self.fn = fn
+        self.takes_mask = "mask" in inspect.signature(fn).parameters
+
+    def bind(self, family: TaskFamily) -> Model:
+        if family.ragged and not self.takes_mask:
+            raise InputError(
+                "tasks differ in their number of rows, and the energy cannot tell padding from "
+                "data: give it an argument mask=, (row,) True on real rows"
+            )
+        return self
+
+    def energy(self, theta, shared, tensors, mask=None) -> Tensor:
+        options = {"mask": mask} if self.takes_mask else {}
+        return self.fn(theta, *tensors.values(), **options)
+
+
+def _select(parameters: dict[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
+    if adapt == "all":
+        return list(parameters)
+    wanted = [adapt] if isinstance(adapt, str) else list(adapt)
+    for name in wanted:
+        if not any(p == name or p.startswith(name + ".") for p in parameters):
+            raise InputError(f"adapt names {name!r}, but the parameters are {list(parameters)}")
+    return [p for p in parameters if any(p == n or p.startswith(n + ".") for n in wanted)]
+
+
+def _coordinates(name: str, parameter: Tensor) -> list[str]:
+    index = torch.cartesian_prod(*[torch.arange(n) for n in parameter.shape])
+    index = index.reshape(parameter.numel(), -1).tolist()
+    return [f"{name}[{','.join(map(str, i))}]" if i else name for i in index]
+
+
+class LinearPredictor(nn.Module):
+    """Z θ + X ψ: the columns of x inside the bar are adapted, the others shared."""
+
+    def __init__(self, adapted: int, shared: int, *, intercept: bool) -> None:
+        super().__init__()
+        self.intercept = intercept
+        self.adapted = nn.Parameter(torch.zeros(adapted + intercept, dtype=torch.float64))
+        self.shared = nn.Parameter(torch.zeros(shared, dtype=torch.float64)) if shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.intercept:
+            x = torch.cat([torch.ones_like(x[..., :1]), x], -1)
+        adapted = len(self.adapted)
+        prediction = x[..., :adapted] @ self.adapted
+        return prediction if self.shared is None else prediction + x[..., adapted:] @ self.shared
+
+
+def linear(family: TaskFamily, likelihood: Likelihood) -> Model:
+    """The linear predictor of a family read from a table, its weights named after the columns.
+
+    Args:
+        family: from `TaskFamily.from_formula` (columns inside the bar are adapted, the others
+            shared) or from `from_csv`/`from_dataframe` (intercept and every x adapted).
+        likelihood: of the response.
+    """
+    table = family.table
+    if table is None:
+        raise InputError("models.linear needs a family read from a table; use bm.Model(...)")
+    spec = {
+        "kind": "linear",
+        "adapted": len(table.adapted if table.formula else table.columns),
+        "shared": len(table.columns) - len(table.adapted) if table.formula else 0,
+        "intercept": table.formula is None,
+        "names": list(table.adapted if table.formula else ("Intercept", *table.columns)),
+        "shared_names": list(table.columns[len(table.adapted) :]) if table.formula else [],
+    }
+    return from_spec(spec, likelihood)
+
+
+def mlp(widths: Sequence[int], family: TaskFamily, likelihood: Likelihood, *, seed: int = 0) -> Model:
+    """A tanh network with hidden `widths`, all its weights adapted.
+
+    Args:
+        widths: hidden units per layer.
+        family: gives the number of features.
+        likelihood: of the response.
+        seed: of the initial weights; the global random state is left alone.
+    """
+    features = Model.inputs(family.tensors).shape[-1]
+    outputs = getattr(likelihood, "classes", 1)
+    spec = {"kind": "mlp", "widths": [features, *map(int, widths), outputs], "seed": seed}
+    return from_spec(spec, likelihood)
+
+
+def from_spec(spec: dict[str, Any], likelihood: Likelihood) -> Model:
+    """Rebuild a model that the library itself made, from its record."""
+    if spec["kind"] == "linear":
+        module = LinearPredictor(spec["adapted"], spec["shared"], intercept=spec["intercept"])
+        return Model(module, likelihood, adapt=["adapted"], names=spec["names"], spec=spec)
+    if spec["kind"] == "mlp":
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec["seed"])
+            for fan_in, fan_out in zip(spec["widths"], spec["widths"][1:], strict=False):
+                layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+        return Model(nn.Sequential(*layers[:-1]).double(), likelihood, spec=spec)
+    raise InputError(f"a model of kind {spec['kind']!r} is not one this version can rebuild")

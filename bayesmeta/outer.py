@@ -1,0 +1,143 @@
+"""The outer loop: minimise M over whatever tensors the method leaves free.
+
+A deterministic objective goes to scipy's quasi-Newton minimisers, a noisy one to Adam. Either way
+a step whose value or gradient is not finite is not taken, and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from bayesmeta.results import Result
+
+DENSE_LIMIT = 300
+Callback = Callable[[int, int, float], None]
+
+
+@dataclass
+class Trace:
+    """What an outer loop went through: M in nats per step, and how it ended."""
+
+    values: list[float] = field(default_factory=list)
+    skipped: int = 0
+    result: Result = Result.max_steps
+    gradient: float = float("nan")
+
+
+def minimise(
+    objective: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    steps: int,
+    tolerance: float,
+    callbacks: Sequence[Callback] = (),
+) -> Trace:
+    """Minimise a deterministic objective; the parameters are changed in place.
+
+    Args:
+        objective: () nats, differentiable in the parameters.
+        parameters: leaf tensors.
+        steps: at most so many quasi-Newton steps.
+        tolerance: stop when no derivative exceeds it, in nats per unit of a parameter.
+        callbacks: called with (step, steps, value).
+    """
+    trace = Trace()
+    last = {"value": float("nan")}
+
+    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        _assign(parameters, flat)
+        value = objective()
+        gradients = torch.autograd.grad(value, parameters)
+        gradient = torch.cat([g.flatten() for g in gradients]).double().cpu().numpy()
+        last["value"] = float(value.detach())
+        if not (np.isfinite(last["value"]) and np.isfinite(gradient).all()):
+            trace.skipped += 1
+            return float("inf"), np.zeros_like(gradient)
+        return last["value"], gradient
+
+    def report(intermediate_result) -> None:
+        trace.values.append(float(intermediate_result.fun))
+        for callback in callbacks:
+            callback(len(trace.values), steps, trace.values[-1])
+
+    start = torch.cat([p.detach().flatten() for p in parameters]).double().cpu().numpy()
+    first, _ = evaluate(start)
+    trace.values.append(first)
+    dense = len(start) <= DENSE_LIMIT
+    options = {"maxiter": steps, "gtol": tolerance}
+    if not dense:
+        options |= {"maxfun": 20 * steps, "ftol": 0.0, "maxcor": 30}
+    solution = minimize(
+        evaluate, start, jac=True, method="BFGS" if dense else "L-BFGS-B",
+        options=options, callback=report,
+    )
+    value, gradient = evaluate(solution.x)
+    trace.values.append(value)
+    trace.gradient = float(np.abs(gradient).max()) if np.isfinite(value) else float("nan")
+    # A line search that can no longer tell two values apart has converged to rounding.
+    scale = 1e-7 * max(1.0, abs(value))
+    if not np.isfinite(value):
+        trace.result = Result.nonfinite
+    elif trace.gradient <= max(tolerance, scale):
+        trace.result = Result.converged
+    return trace
+
+
+def adam(
+    objective: Callable[[int], Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    steps: int,
+    lr: float,
+    callbacks: Sequence[Callback] = (),
+    after: Callable[[int], None] | None = None,
+) -> Trace:
+    """Minimise a noisy objective by Adam, the step size falling to 0 along a cosine.
+
+    Args:
+        objective: step -> () nats.
+        parameters: leaf tensors, changed in place.
+        steps: number of steps.
+        lr: step size at the start.
+        callbacks: called with (step, steps, value).
+        after: called with the step number after each step.
+    """
+    trace = Trace()
+    optimiser = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    values = []
+    for step in range(steps):
+        value = objective(step)
+        gradients = torch.autograd.grad(value, parameters)
+        finite = torch.isfinite(value) & torch.stack([g.isfinite().all() for g in gradients]).all()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            # Zeroing on the device keeps a bad step from being taken without waiting for it.
+            parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
+        optimiser.step()
+        schedule.step()
+        values.append(torch.where(finite, value.detach(), torch.nan))
+        if after is not None:
+            after(step)
+        if callbacks and (step % 10 == 9 or step == steps - 1):
+            for callback in callbacks:
+                callback(step + 1, steps, float(values[-1]))
+    trace.values = torch.stack(values).tolist() if values else []
+    trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
+    trace.result = Result.nonfinite if trace.skipped == steps else Result.converged
+    return trace
+
+
+def _assign(parameters: Sequence[Tensor], flat: np.ndarray) -> None:
+    values = torch.as_tensor(flat)
+    with torch.no_grad():
+        place = 0
+        for parameter in parameters:
+            part = values[place : place + parameter.numel()]
+            parameter.copy_(part.reshape(parameter.shape))
+            place += parameter.numel()

@@ -1,0 +1,207 @@
+"""Linear-Gaussian tasks: the optimal full Q_i and the evidence, both exact.
+
+    y_i = Z_i θ_i + X_i ψ + ε,   θ_i ~ N(θ₀, Σ₀),   ε ~ N(0, σ² S_i²)
+
+With Σ₀ = σ² A Aᵀ, θ_i = θ₀ + A u_i, u_i ~ N(0, σ² I) and M_i = I + Aᵀ Z_iᵀ Z_i A,
+
+    −2 log p = Σ log|M_i| + n log 2πσ² + r²/σ²,
+    Q_i = N(θ₀ + A M_i⁻¹ Aᵀ Z_iᵀ (y_i − W_i b), σ² A M_i⁻¹ Aᵀ),   W_i = [Z_i X_i], b = (θ₀, ψ)
+
+where r² is the generalised residual sum of squares at its minimiser b (Bates et al. 2015,
+eqs. 24-41; here batched over tasks, with any form of Σ₀ and without the sparse Cholesky). A may be
+singular, so a variance of zero is an ordinary point of the parameter space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesmeta.forms import Form
+from bayesmeta.gaussian import LOG_2PI, Gaussian, triangular
+from bayesmeta.results import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTasks:
+    """Sufficient statistics of linear-Gaussian tasks, in well-scaled coordinates.
+
+    Rows are divided by their known standard errors, if any. Fixed effects are b = `to_b` b' with
+    the columns of W `to_b` orthonormal over the pooled rows; adapted weights are θ = `to_theta` θ'.
+
+    Args:
+        zz: (task, p, p) Z'ᵀ Z'.        zw: (task, p, p+q) Z'ᵀ W'.        zy: (task, p) Z'ᵀ r.
+        ww, wy, yy: pooled W'ᵀ W', W'ᵀ r, rᵀ r, with r = y − W b_start.
+        b_start: (p+q,) pooled least squares, about which everything is taken for accuracy.
+        observations: n.
+        log_errors: Σ log of the known standard errors.
+        known_noise: σ is 1 after dividing by the known standard errors.
+    """
+
+    zz: Tensor
+    zw: Tensor
+    zy: Tensor
+    ww: Tensor
+    wy: Tensor
+    yy: Tensor
+    b_start: Tensor
+    to_b: Tensor
+    to_theta: Tensor
+    observations: int
+    log_errors: Tensor
+    known_noise: bool
+
+    @classmethod
+    def build(
+        cls,
+        design: Tensor,
+        response: Tensor,
+        mask: Tensor,
+        *,
+        adapted: int,
+        form: Form,
+        errors: Tensor | None = None,
+        scaling: LinearTasks | None = None,
+    ) -> LinearTasks:
+        """From W (task, row, p+q) with Z its first p columns, and y minus offsets (task, row).
+
+        Args:
+            design: W.
+            response: y − c.
+            mask: (task, row).
+            adapted: p.
+            form: of Σ₀; decides which changes of coordinates it survives.
+            errors: (task, row) known standard errors, or None when σ is free.
+            scaling: take coordinates and centre from here instead (for new tasks).
+        """
+        weight = mask.to(response.dtype)
+        log_errors = response.new_zeros(())
+        if errors is not None:
+            log_errors = torch.where(mask, errors, torch.ones_like(errors)).log().sum()
+            weight = weight / errors
+        design, response = design * weight.unsqueeze(-1), response * weight
+        pooled = design.flatten(0, 1)
+        if scaling is None:
+            to_b = _orthonormal(pooled)
+            b_start = to_b @ ((pooled @ to_b).mT @ response.flatten()) / len(pooled)
+            to_theta = _rescaling(pooled[:, :adapted], form)
+        else:
+            to_b, b_start, to_theta = scaling.to_b, scaling.b_start, scaling.to_theta
+        residual = response - design @ b_start
+        z, w = design[..., :adapted] @ to_theta, design @ to_b
+        return cls(
+            zz=z.mT @ z, zw=z.mT @ w, zy=(z.mT @ residual.unsqueeze(-1)).squeeze(-1),
+            ww=(w.mT @ w).sum(0), wy=(w.mT @ residual.unsqueeze(-1)).sum(0).squeeze(-1),
+            yy=residual.square().sum(), b_start=b_start, to_b=to_b, to_theta=to_theta,
+            observations=int(mask.sum()), log_errors=log_errors, known_noise=errors is not None,
+        )  # fmt: skip
+
+    @property
+    def adapted(self) -> int:
+        return self.zz.shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """One evaluation at A and σ: the weights u integrated out, the fixed effects minimised over.
+
+    Args:
+        log_det: Σ_i log|M_i|.
+        fixed: (fixed,) minimiser b' − b'_start over the free fixed effects, zero elsewhere.
+        rss: r² at it.
+        information: (free, free) T_ww, the fixed effects' precision times σ².
+    """
+
+    log_det: Tensor
+    fixed: Tensor
+    rss: Tensor
+    information: Tensor
+    free: Tensor
+
+
+def eliminate(tasks: LinearTasks, root: Tensor, free: Tensor, held: Tensor) -> Elimination:
+    """Integrate u out and minimise over the free fixed effects.
+
+    Args:
+        tasks: the statistics.
+        root: A' (p, k), θ' coordinates.
+        free: (fixed, m) basis of the fixed effects that are estimated, in b' coordinates.
+        held: (fixed,) where the fixed effects stand when their free part is zero.
+    """
+    eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+    lower = torch.linalg.cholesky(eye + root.mT @ tasks.zz @ root)
+    columns = torch.cat([tasks.zw @ free, (tasks.zy - tasks.zw @ held).unsqueeze(-1)], -1)
+    absorbed = torch.linalg.solve_triangular(lower, root.mT @ columns, upper=False)
+    flat = absorbed.flatten(0, 1)
+    inner = flat.mT @ flat
+    m = free.shape[1]
+    wy = tasks.wy - tasks.ww @ held
+    yy = tasks.yy - 2 * held @ tasks.wy + held @ tasks.ww @ held
+    information = free.mT @ tasks.ww @ free - inner[:m, :m]
+    right = free.mT @ wy - inner[:m, m]
+    solution = torch.linalg.solve(information, right)
+    return Elimination(
+        log_det=2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(),
+        fixed=held + free @ solution,
+        rss=yy - inner[m, m] - right @ solution,
+        information=information,
+        free=free,
+    )
+
+
+def log_evidence(
+    tasks: LinearTasks, part: Elimination, log_noise: Tensor, *, reml: bool
+) -> Tensor:
+    """() log marginal likelihood in nats, or with `reml` the restricted one.
+
+    REML integrates the free fixed effects under a flat prior:
+    adds ½ k log 2πσ² − ½ log|Σ WᵀV⁻¹W σ²|, in the original coordinates of W.
+    """
+    n = tasks.observations
+    deviance = part.log_det + n * (LOG_2PI + 2 * log_noise) + part.rss * (-2 * log_noise).exp()
+    deviance = deviance + 2 * tasks.log_errors
+    if reml:
+        k = part.information.shape[0]
+        basis = (tasks.to_b @ part.free).mT @ (tasks.to_b @ part.free)
+        original = torch.logdet(part.information) - torch.logdet(basis)
+        deviance = deviance + original - k * (LOG_2PI + 2 * log_noise)
+    return -0.5 * deviance
+
+
+def posterior(tasks: LinearTasks, root: Tensor, fixed: Tensor, noise: Tensor) -> Gaussian:
+    """Q_i in the original coordinates of θ, full, one per task."""
+    eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+    lower = torch.linalg.cholesky(eye + root.mT @ tasks.zz @ root)
+    pull = root.mT @ (tasks.zy - tasks.zw @ fixed).unsqueeze(-1)
+    mean = tasks.to_theta @ root @ torch.cholesky_solve(pull, lower)
+    half = torch.linalg.solve_triangular(lower, (tasks.to_theta @ root).mT, upper=False).mT
+    theta0 = (tasks.b_start + tasks.to_b @ fixed)[: tasks.adapted]
+    return Gaussian(theta0 + mean.squeeze(-1), None, noise * triangular(half))
+
+
+def _orthonormal(pooled: Tensor) -> Tensor:
+    """T with (pooled T)ᵀ (pooled T) = rows · I."""
+    upper = torch.linalg.qr(pooled, mode="r").R
+    diagonal = upper.diagonal().abs()
+    norms = pooled.square().sum(0).sqrt()
+    if len(pooled) < pooled.shape[1] or bool((diagonal <= 1e-11 * norms).any()):
+        place = int((diagonal / norms.clamp(min=1e-300)).argmin()) if len(diagonal) else 0
+        raise InputError(
+            f"predictor column {place} is a combination of the others over all tasks, so its "
+            "coefficient cannot be told apart from theirs: drop it"
+        )
+    eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
+    return inverse * len(pooled) ** 0.5
+
+
+def _rescaling(pooled: Tensor, form: Form) -> Tensor:
+    """The change θ = T θ' under which the form of Σ₀ is closed and Z T is well scaled."""
+    if form.name == "full":
+        return _orthonormal(pooled)
+    scale = pooled.square().mean(0).sqrt()
+    if form.name in ("isotropic", "block"):
+        scale = scale.mean().expand(scale.shape)
+    return torch.diag(1 / scale)
