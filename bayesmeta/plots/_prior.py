@@ -1,0 +1,145 @@
+"""The prior of one coordinate, with the posteriors of the tasks it was fitted to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import MaxNLocator
+
+from bayesmeta.plots._reading import Array, label, number, position, read, z
+from bayesmeta.plots._style import COLOURS, SINGLE, key, new_axes, small, tint
+
+if TYPE_CHECKING:
+    from bayesmeta.fit import Fit
+
+POINTS = 400
+
+
+def prior(
+    fit: Fit,
+    coordinate: str | int = 0,
+    *,
+    ax: Axes | None = None,
+    legend: bool = True,
+) -> Axes:
+    """The prior's density N(θ₀, sd²), the average of the tasks' posteriors, and each of them.
+
+    At a maximum of the evidence over a free Σ₀, the average (1/n) Σ_i Q_i has the prior's mean
+    and variance; where the two curves differ in shape, a Gaussian prior does not describe the
+    tasks. The single posteriors are drawn at one common scale, the tallest as high as the axes
+    allow, because their own heights would flatten the prior. Ticks below mark their means.
+
+    Args:
+        fit: a fit.
+        coordinate: name or position.
+        ax: where to draw; None makes a figure of one column's width.
+        legend: whether to draw the legend, above the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: the coordinate does not exist.
+    """
+    at = position(fit, coordinate)
+    data = read(fit, at, no_pooling=False)
+    if ax is None:
+        ax = new_axes(SINGLE, 2.4)
+    x = _grid(data.prior_mean, data.prior_sd, data.mean, data.sd)
+    spread_out = data.sd > 0.0
+    each = _density(x, data.mean[spread_out, None], data.sd[spread_out, None])
+    average = each.mean(0) if spread_out.all() else None
+    curve = _density(x, data.prior_mean, data.prior_sd) if data.prior_sd > 0.0 else None
+
+    top = max((float(c.max()) for c in (average, curve) if c is not None), default=1.0)
+    if len(each):
+        _draw_each(ax, x, each * (top / each.max()))
+    if average is not None:
+        ax.plot(x, average, color=COLOURS["posterior"], label="their average")
+    _draw_prior(ax, x, curve, data.prior_mean, top)
+    ax.plot(
+        data.mean,
+        np.full(len(data.mean), -0.035 * top),
+        "|",
+        color=COLOURS["posterior"],
+        markersize=5,
+        markeredgewidth=float(np.clip(12 / len(data.mean), 0.3, 0.9)),
+    )
+    ax.set_xlim(x[0], x[-1])
+    ax.set_ylim(-0.07 * top, 1.06 * top)
+    ax.set_xlabel(label(fit, at))
+    ax.set_ylabel("density")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(4, prune="lower"))
+    if curve is None and average is None:
+        ax.set_yticks([])
+    if legend:
+        key(ax)
+    return ax
+
+
+def prior_caption(fit: Fit, coordinate: str | int = 0, **_: Any) -> str:
+    """What the densities show, in numbers of this fit."""
+    at = position(fit, coordinate)
+    data = read(fit, at, no_pooling=False)
+    text = f"{label(fit, at)}: prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
+    if data.prior_sd == 0.0:
+        return text + ", a single value that all tasks share."
+    inside = float(np.mean(np.abs(data.mean - data.prior_mean) <= z(0.5) * data.prior_sd))
+    average = float(np.sqrt(np.mean(data.sd**2 + (data.mean - data.mean.mean()) ** 2)))
+    return (
+        text + f" over the posteriors of {len(data.mean)} tasks (thin, one common height scale) "
+        f"and their average, whose sd is {number(average)}. {inside:.0%} of the posterior means "
+        "(ticks) lie in the prior's central half."
+    )
+
+
+def _grid(centre: float, prior_sd: float, mean: Array, sd: Array) -> Array:
+    """Evenly spaced values that hold the prior and every posterior, and its peaks."""
+    low = min(centre - 3.2 * prior_sd, float(np.min(mean - 3.0 * sd)))
+    high = max(centre + 3.2 * prior_sd, float(np.max(mean + 3.0 * sd)))
+    margin = 0.02 * (high - low) or 0.05 * abs(centre) or 1.0
+    even = np.linspace(low - margin, high + margin, POINTS)
+    # The narrow posteriors between two even values would be missed: add their own peaks.
+    near = mean[:, None] + sd[:, None] * np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    return np.unique(np.concatenate([even, near.ravel()]))
+
+
+def _density(x: Array, mean: Array | float, sd: Array | float) -> Array:
+    return np.exp(-0.5 * ((x - mean) / sd) ** 2) / (sd * np.sqrt(2.0 * np.pi))
+
+
+def _draw_each(ax: Axes, x: Array, each: Array) -> None:
+    """One line per task, only where it is not flat on the axis."""
+    floor = 1e-3 * each.max()
+    lines = [np.stack([x[e > floor], e[e > floor]], -1) for e in each]
+    ax.add_collection(
+        LineCollection(
+            lines,
+            colors=[tint(COLOURS["posterior"], 0.45)],
+            linewidths=float(np.clip(8 / len(lines), 0.25, 0.7)),
+            label="task posteriors, rescaled",
+            zorder=1,
+        ),
+        autolim=False,
+    )
+
+
+def _draw_prior(ax: Axes, x: Array, curve: Array | None, centre: float, top: float) -> None:
+    colour = COLOURS["prior"]
+    if curve is not None:
+        ax.fill_between(x, 0.0, curve, color=tint(colour, 0.18), linewidth=0, zorder=0)
+        ax.plot(x, curve, "--", color=colour, linewidth=1.4, label="prior")
+        return
+    ax.plot([centre, centre], [0.0, top], "--", color=colour, linewidth=1.4, label="prior, sd 0")
+    ax.text(
+        centre,
+        0.6 * top,
+        "  one value for all tasks",
+        fontsize=small(ax),
+        color=colour,
+        va="center",
+    )

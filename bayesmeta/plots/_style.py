@@ -1,0 +1,241 @@
+"""How every figure looks: one colour per meaning, one size of type, files that do not change.
+
+The colours are those of Okabe and Ito, told apart by all common forms of colour blindness. In
+grey they still differ by marker or line, so a printed page loses nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from bayesmeta.results import InputError
+
+SINGLE = 3.3
+"""Width in inches of one column of a two-column page."""
+DOUBLE = 7.0
+"""Width in inches of both columns."""
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#7F7F7F"
+
+COLOURS: dict[str, str] = {
+    # what a mark stands for
+    "prior": GREEN,
+    "posterior": BLUE,
+    "predictive": BLUE,
+    "no_pooling": VERMILLION,
+    "full_pooling": PURPLE,
+    "data": BLACK,
+    "truth": BLACK,
+    "reference": GREY,
+    "nuts": ORANGE,
+    "flagged": ORANGE,
+    # methods: one colour for a kin, told apart inside it by LINES
+    "joint": BLUE,
+    "variational_imaml": BLUE,
+    "laplace": SKY,
+    "imaml": GREEN,
+    "imaml_hf": GREEN,
+    "maml": VERMILLION,
+    "fomaml": VERMILLION,
+    "truncated_maml": VERMILLION,
+    "reptile": PURPLE,
+    "stochastic": ORANGE,
+    "two_path": ORANGE,
+}
+"""The colour of each role and each method, the same in every figure."""
+
+MARKERS: dict[str, str] = {
+    "posterior": "o",
+    "no_pooling": "o",
+    "full_pooling": "^",
+    "data": ".",
+    "truth": "*",
+    "nuts": "s",
+    "flagged": "D",
+    "joint": "o",
+    "variational_imaml": "v",
+    "laplace": "s",
+    "imaml": "D",
+    "imaml_hf": "d",
+    "maml": "^",
+    "fomaml": "<",
+    "truncated_maml": ">",
+    "reptile": "P",
+    "stochastic": "X",
+    "two_path": "*",
+}
+"""The marker of each role and each method; that of "no_pooling" is drawn hollow."""
+
+LINES: dict[str, str | tuple[float, tuple[float, ...]]] = {
+    "joint": "-",
+    "variational_imaml": "--",
+    "laplace": "-",
+    "imaml": "-",
+    "imaml_hf": "--",
+    "maml": "-",
+    "fomaml": "--",
+    "truncated_maml": ":",
+    "reptile": "-.",
+    "stochastic": "-",
+    "two_path": "--",
+    "nuts": (0, (4, 1, 1, 1)),
+}
+"""The line of each method, so that methods of one colour differ."""
+
+# DejaVu Sans comes with matplotlib; the others are asked for letters it lacks, where installed.
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Sans Arabic",
+    "Noto Sans Devanagari",
+)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of the package's figures, for the length of a `with` block.
+
+    Example:
+        >>> before = mpl.rcParams["font.size"]
+        >>> with style():
+        ...     mpl.rcParams["font.size"]
+        8.0
+        >>> mpl.rcParams["font.size"] == before
+        True
+    """
+    installed = set(matplotlib.font_manager.fontManager.get_font_names())
+    look = {
+        "font.family": ["DejaVu Sans", *(f for f in _OTHER_SCRIPTS if f in installed)],
+        "font.size": 8.0,
+        "axes.titlesize": 8.0,
+        "axes.labelsize": 8.0,
+        "xtick.labelsize": 7.0,
+        "ytick.labelsize": 7.0,
+        "legend.fontsize": 7.0,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": False,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.minor.size": 1.5,
+        "ytick.minor.size": 1.5,
+        "lines.linewidth": 1.2,
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+    }
+    with mpl.rc_context(look):
+        yield
+
+
+def save(fig: Figure, path: str | Path, *, dpi: int = 200) -> Path:
+    """Write a figure as PNG, SVG or PDF, the same bytes for the same figure.
+
+    No time and no version goes into the file, and the names inside an SVG are hashed with a
+    fixed salt. The file appears whole or not at all; folders that are missing are made.
+
+    Args:
+        fig: the figure.
+        path: where to; the ending chooses the format.
+        dpi: dots per inch of a PNG.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: the ending is not .png, .svg or .pdf.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".")
+    undated: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    if kind not in undated:
+        raise InputError(f"{path.name}: figures are written as .png, .svg or .pdf")
+    drawn = io.BytesIO()
+    with style(), mpl.rc_context({"svg.hashsalt": "bayesmeta"}):
+        fig.savefig(drawn, format=kind, dpi=dpi, metadata=undated[kind])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(drawn.getvalue())
+    part.replace(path)
+    return path
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, outside pyplot: nothing global knows of it."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """The one Axes of a new figure in the package's style."""
+    with style():
+        return new_figure(width, height).add_subplot()
+
+
+def tint(colour: str, amount: float) -> tuple[float, float, float]:
+    """A colour mixed with white; amount 1 is the colour. Opaque, so overlaps do not add up."""
+    red, green, blue = (1.0 - amount * (1.0 - channel) for channel in to_rgb(colour))
+    return red, green, blue
+
+
+def plain(text: str, limit: int = 28) -> str:
+    """A name as a label: one line, no TeX, its middle left out where it is long.
+
+    Example:
+        >>> plain("Lac qui Parle")
+        'Lac qui Parle'
+        >>> plain("a very long name of a task, number 17", limit=16)
+        'a very lon…er 17'
+    """
+    text = " ".join(str(text).split())
+    if len(text) > limit:
+        tail = (limit - 1) // 3
+        text = f"{text[: limit - 1 - tail]}…{text[-tail:]}"
+    return text.replace("$", r"\$")
+
+
+def small(ax: Axes) -> float:
+    """The type size of an axes' tick labels, in points: that of its legend and notes."""
+    return ax.xaxis.get_major_ticks(1)[0].label1.get_fontsize()
+
+
+def key(ax: Axes) -> None:
+    """A legend above the axes, in as many columns as fit its width."""
+    entries = ax.get_legend_handles_labels()
+    if not entries[0]:
+        return
+    size = small(ax)
+    room = ax.get_window_extent().width / ax.figure.dpi * 72
+    widest = max(len(label) for label in entries[1]) * 0.55 * size + 3.2 * size
+    columns = int(min(len(entries[1]), max(1, room // widest)))
+    ax.legend(
+        *entries,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        fontsize=size,
+        frameon=False,
+        borderaxespad=0.3,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )

@@ -1,0 +1,112 @@
+"""The objective against the steps of the outer loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from bayesmeta.plots._reading import Array, array, number
+from bayesmeta.plots._style import COLOURS, SINGLE, new_axes, small
+from bayesmeta.results import InputError
+
+if TYPE_CHECKING:
+    from bayesmeta.fit import Fit
+
+FEW_STEPS = 30
+VIEWS = ("auto", "value", "distance")
+
+
+def trace(
+    fit: Fit,
+    *,
+    ax: Axes | None = None,
+    view: str = "auto",
+    label: str | None = None,
+    role: str = "posterior",
+) -> Axes:
+    """M in nats at each outer step, or how far it still was from the smallest value reached.
+
+    The distance M_t − min M, on a logarithmic axis, shows the whole way of a long run: a straight
+    fall is a constant rate, a floor is the noise of a stochastic objective. A step at the minimum
+    itself has no logarithm and is left out.
+
+    Args:
+        fit: a fit.
+        ax: where to draw; None makes a figure of one column's width.
+        view: "value", "distance", or "auto": distance beyond 30 steps.
+        label: name of the run, where several are drawn on one Axes.
+        role: key of `COLOURS`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: no such view.
+    """
+    if view not in VIEWS:
+        raise InputError(f"view must be one of {', '.join(VIEWS)}, not {view!r}")
+    values = array(fit.trace)
+    if ax is None:
+        ax = new_axes(SINGLE, 2.2)
+    steps = np.arange(len(values))
+    distance = view == "distance" or (view == "auto" and len(values) > FEW_STEPS)
+    shown = np.where(values > _least(values), values - _least(values), np.nan)
+    if distance and np.isfinite(shown).any():
+        ax.plot(steps, shown, color=COLOURS[role], linewidth=0.9, label=label)
+        ax.set_yscale("log")
+        ax.set_ylabel("M − min M (nats)")
+    else:
+        few = len(values) <= FEW_STEPS
+        ax.plot(
+            steps,
+            values,
+            marker="o" if few else "",
+            markersize=3.5,
+            color=COLOURS[role],
+            linewidth=0.9,
+            label=label,
+        )
+        ax.set_ylabel("M (nats)")
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.ticklabel_format(axis="y", useOffset=False)
+    ax.set_xlabel("outer step")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(values) < 2:
+        _say_there_is_no_path(ax, values)
+    return ax
+
+
+def trace_caption(fit: Fit, **_: Any) -> str:
+    """What the trace shows, in numbers of this fit."""
+    values = array(fit.trace)
+    kind = {"exact": "the exact −log evidence", "bound": "a bound on −log evidence"}
+    name = kind.get(fit.evidence_kind, "its Laplace approximation")
+    if len(values) < 2:
+        return f"M, {name}, was minimised in closed form: there is no path to show."
+    least = _least(values)
+    settled = int(np.argmax(~(values > least + 0.01)))
+    return (
+        f"M, {name}, over {len(values) - 1} outer steps: from {number(values[0])} to "
+        f"{values[-1]:.2f} nats; first within 0.01 nats of its smallest value at step {settled}."
+    )
+
+
+def _least(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if finite.size else np.nan
+
+
+def _say_there_is_no_path(ax: Axes, values: Array) -> None:
+    ax.set_xticks([0] if len(values) else [])
+    if not len(values):
+        ax.set_yticks([])
+    ax.annotate(
+        "closed form: no steps",
+        (0.5, 0.85),
+        xycoords="axes fraction",
+        ha="center",
+        fontsize=small(ax),
+    )
