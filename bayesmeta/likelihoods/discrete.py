@@ -24,8 +24,8 @@ class Bernoulli(QuadratureLikelihood):
         log p = log σ(η) if y = 1, log σ(−η) if y = 0
 
     Args:
-        nodes: points of the expectation's rule; 20 are good to six digits up to sd(η) = 2, and to
-            three up to 5.
+        nodes: points of the expectation's rule; with 20 it errs by 1e-11 nats a row at
+            sd(η) = 1, 1e-6 at 2 and 2e-3 at 5.
 
     Example:
         >>> value = Bernoulli().log_prob(torch.tensor([-1000.0]), torch.ones(1))
@@ -109,7 +109,8 @@ class Categorical(QuadratureLikelihood):
         log p = η_y − log Σ_k exp η_k
 
     The expectation averages over fixed quasi-random points in K dimensions, whose mean and
-    covariance are exactly 0 and I; expect three digits.
+    covariance are exactly 0 and I. It errs by some 1e-3 nats a row where the logits' sd is 1,
+    1e-2 at 2 and 5e-2 at 5.
 
     Args:
         classes: K.
@@ -196,6 +197,9 @@ class Poisson(Likelihood):
     name: ClassVar[str] = "poisson"
     responses: ClassVar[str] = "count"
     support: ClassVar[str] = "it must be a whole number, 0 or more"
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def _log_prob(self, prediction: Tensor, y: Tensor, extra: Tensor | None) -> Tensor:
         return y * prediction - prediction.exp() - torch.lgamma(y + 1)
