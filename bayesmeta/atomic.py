@@ -1,0 +1,75 @@
+"""Writing all or nothing: a run folder or a file appears complete under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bayesmeta.results import InputError
+
+
+def refuse_existing(path: Path, *, overwrite: bool, run: bool) -> None:
+    """Say no before any work is done when `path` is taken.
+
+    Args:
+        path: the folder or file to be written.
+        overwrite: whether an earlier one may be replaced.
+        run: whether a run folder is to be written; only a run folder is ever replaced by one.
+
+    Raises:
+        InputError: the place is taken.
+    """
+    if run and path.is_dir() and not any(path.iterdir()):
+        return
+    if not path.exists():
+        return
+    if run and not (path / "run.json").is_file():
+        raise InputError(f"{path} exists and is not a run folder: choose another --out")
+    if not run and path.is_dir():
+        raise InputError(f"{path} is a folder: name a file with --out")
+    if not overwrite:
+        raise InputError(f"{path} exists already: choose another --out, or add --overwrite")
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill; it becomes `path` when the block ends without an error.
+
+    Args:
+        path: the run folder.
+        overwrite: whether an earlier run there may be replaced.
+
+    Yields:
+        A path beside it that does not exist yet.
+    """
+    refuse_existing(path, overwrite=overwrite, run=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield scratch / "new"
+        if path.exists():
+            path.rename(scratch / "old")
+        (scratch / "new").rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, with the same suffix; it becomes `path` when the block ends without an error.
+
+    Args:
+        path: the file; one that exists is replaced.
+
+    Yields:
+        A path in the same folder that does not exist yet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
+        written = Path(scratch) / path.name
+        yield written
+        os.replace(written, path)
