@@ -196,6 +196,12 @@ class Gaussian:
         mean = (matrix @ self.mean.unsqueeze(-1)).squeeze(-1) + shift
         return Gaussian(mean, None, triangular(matrix @ self.root()))
 
+    def rescaled(self, scale: Tensor) -> Gaussian:
+        """The law of `scale ⊙ θ`, in the same shape, for (dim,) positive scales."""
+        diagonal = None if self.diagonal is None else self.diagonal * scale.square()
+        factor = None if self.factor is None else self.factor * scale.unsqueeze(-1)
+        return Gaussian(self.mean * scale, diagonal, factor)
+
     def map(self, change) -> Gaussian:
         """The same change (an indexing, a move to a device) of each tensor."""
         parts = (self.diagonal, self.factor)

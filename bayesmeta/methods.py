@@ -60,6 +60,8 @@ class Method:
         steps: outer steps at most; None is 500 for deterministic and 5000 for noisy objectives.
         lr: Adam's step size at the start, for noisy objectives.
         draws: of θ per task and step, where the expectation has no closed form.
+        noise: "fresh" draws at each step (Adam), or "common": the same ones at every step, which
+            makes M deterministic (quasi-Newton).
         batch: tasks per step, without replacement; None is all of them.
         tolerance: largest derivative at which a deterministic fit ends.
         reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
@@ -76,6 +78,7 @@ class Method:
     steps: int | None = None
     lr: float = 0.01
     draws: int = 1
+    noise: str = "fresh"
     batch: int | None = None
     tolerance: float = 1e-6
     reset_every: int | None = None
@@ -86,6 +89,8 @@ class Method:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
         if self.prior_update not in PRIOR_UPDATES:
             raise InputError(f"prior_update must be one of {', '.join(PRIOR_UPDATES)}")
+        if self.noise not in ("fresh", "common"):
+            raise InputError(f'noise must be "fresh" or "common", not {self.noise!r}')
         for name in ("steps", "draws", "batch", "reset_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -133,7 +138,7 @@ def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Met
     Args:
         covariance: of every Q_i: point, diagonal, lowrank(r), full.
         beta: weight of the KL.
-        **options: solver, steps, lr, draws, batch, tolerance, reset_every, prior_update; see
+        **options: solver, steps, lr, draws, noise, batch, tolerance, reset_every, prior_update; see
             `Method`.
 
     Example:

@@ -83,6 +83,13 @@ class Model(nn.Module):
         adapted = {f"module.{name}" for name in self.adapted}
         return {n: p for n, p in self.named_parameters() if n not in adapted}
 
+    def load_shared(self, shared: dict[str, Tensor]) -> None:
+        """Set ψ in place."""
+        own = self.shared
+        with torch.no_grad():
+            for name, value in shared.items():
+                own[name].copy_(value)
+
     @property
     def start(self) -> Tensor:
         """(dim,) the module's present values of the adapted weights."""
@@ -211,11 +218,14 @@ class Model(nn.Module):
 
     def _flat_prediction(self, vector: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Prediction at (θ, the module's ψ) laid out in one vector."""
-        theta, rest = vector[: self.dim], vector[self.dim :]
+        shared = self.split_shared(vector[self.dim :])
+        return self.predict_task(vector[: self.dim], shared, tensors)
+
+    def split_shared(self, vector: Tensor) -> dict[str, Tensor]:
+        """The module's part of ψ by name, from one vector."""
         weights = self.shared_weights
-        parts = rest.split([w.numel() for w in weights.values()]) if weights else ()
-        shared = {k: p.reshape(w.shape) for (k, w), p in zip(weights.items(), parts, strict=True)}
-        return self.predict_task(theta, shared, tensors)
+        parts = vector.split([w.numel() for w in weights.values()]) if weights else ()
+        return {k: p.reshape(w.shape) for (k, w), p in zip(weights.items(), parts, strict=True)}
 
     @property
     def flat_dim(self) -> int:

@@ -48,6 +48,9 @@ def minimise(
         callbacks: called with (step, steps, value).
     """
     trace = Trace()
+    if not parameters:
+        trace.values, trace.result, trace.gradient = [float(objective())], Result.converged, 0.0
+        return trace
     last = {"value": float("nan")}
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:

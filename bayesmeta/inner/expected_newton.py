@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.gaussian import Gaussian
-from bayesmeta.posteriors.expectation import LinearExpectation, NodeExpectation
+from bayesmeta.expectation import LinearExpectation, NodeExpectation
 from bayesmeta.results import Result
 
 SLACK = 1e-12
@@ -46,6 +46,12 @@ class State:
         k = root.shape[1]
         eye = torch.eye(k, dtype=root.dtype, device=root.device).expand(tasks, k, k)
         return cls(root.new_zeros(tasks, k), eye, root.new_full((tasks,), torch.inf))
+
+    @classmethod
+    def of(cls, posteriors: Gaussian) -> State:
+        """Start at given Q_i, nonsingular, in u coordinates."""
+        lower = torch.linalg.cholesky(torch.linalg.inv(posteriors.covariance()))
+        return cls(posteriors.mean, lower, posteriors.mean.new_full((len(lower),), torch.inf))
 
     def spread(self) -> Tensor:
         """(task, k, k) a square root of P⁻¹."""

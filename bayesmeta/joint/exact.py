@@ -6,19 +6,21 @@ is maximum likelihood. θ₀ and the shared coefficients are profiled out, σ an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
 from bayesmeta.models import Model
-from bayesmeta.outer import minimise
+from bayesmeta.outer import Trace, minimise
 from bayesmeta.posteriors.conjugate import (
     Elimination,
     LinearTasks,
+    condition,
     eliminate,
     log_evidence,
-    posterior,
 )
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
@@ -50,9 +52,7 @@ def known_errors(model: Model, batch: TaskBatch) -> Tensor | None:
     return scale.to(model.response(batch.tensors)).expand(model.response(batch.tensors).shape)
 
 
-def statistics(
-    model: Model, batch: TaskBatch, prior: Prior, scaling: LinearTasks | None = None
-) -> LinearTasks:
+def statistics(model: Model, batch: TaskBatch, prior: Prior) -> LinearTasks:
     """Sufficient statistics of a batch of tasks."""
     with torch.no_grad():
         design, constant = model.design(batch)
@@ -61,7 +61,7 @@ def statistics(
         mask = torch.ones_like(response, dtype=torch.bool) if mask is None else mask
         return LinearTasks.build(
             design, response - constant, mask, adapted=model.dim, form=prior.form,
-            errors=known_errors(model, batch), scaling=scaling,
+            errors=known_errors(model, batch),
         )  # fmt: skip
 
 
@@ -94,20 +94,23 @@ def estimate(problem: Problem) -> Estimate:
         root.parameters if prior.learn == "all" else []
     )
     trace = minimise(
-        objective, parameters, steps=problem.steps, tolerance=problem.method.tolerance,
+        objective,
+        parameters,
+        steps=problem.steps,
+        tolerance=problem.method.tolerance,
         callbacks=problem.callbacks,
-    ) if parameters else _evaluated_once(objective)  # fmt: skip
+    )
     with torch.no_grad():
-        if prior.learn == "all":
-            _snap(root, objective)
+        if prior.learn == "all" and prior.hyperprior is None:
+            root.snap(ZERO_SD, objective, slack=SNAP_NATS)
         part = eliminate(tasks, relative_root(), free, held)
         evidence = log_evidence(tasks, part, log_noise, reml=problem.reml)
-        return _assemble(problem, tasks, root, relative_root(), part, log_noise, evidence, trace)
+        return _assemble(problem, tasks, root, part, log_noise, evidence, trace)
 
 
 def _assemble(
-    problem: Problem, tasks: LinearTasks, root: CovarianceRoot, relative: Tensor,
-    part: Elimination, log_noise: Tensor, evidence: Tensor, trace,
+    problem: Problem, tasks: LinearTasks, root: CovarianceRoot,
+    part: Elimination, log_noise: Tensor, evidence: Tensor, trace: Trace,
 ) -> Estimate:  # fmt: skip
     model, prior = problem.model, problem.prior
     noise = log_noise.detach().exp()
@@ -122,11 +125,14 @@ def _assemble(
         fitted = prior
     basis = tasks.to_b @ part.free
     covariance = noise.square() * basis @ torch.linalg.solve(part.information, basis.mT)
+    shared = _shared(model, b, log_noise)
+    posterior, parts = adapted(model, fitted(), shared, problem.family)
     return Estimate(
         prior=fitted,
-        shared=_shared(model, b, log_noise),
-        posterior=posterior(tasks, relative, part.fixed, noise),
+        shared=shared,
+        posterior=posterior,
         log_evidence=float(evidence),
+        task_evidence=parts,
         trace=trace,
         results=[Result.converged] * len(problem.family),
         fixed_covariance=covariance,
@@ -134,49 +140,27 @@ def _assemble(
 
 
 def adapted(
-    model: Model, prior: Prior, shared: dict[str, Tensor], family: TaskFamily
+    model: Model, prior: Gaussian, shared: dict[str, Tensor], family: TaskFamily
 ) -> tuple[Gaussian, Tensor]:
     """Q_i and the log evidence (task,) of tasks under a prior and ψ that are held.
 
     Args:
         model: affine, Gaussian.
-        prior: fitted.
+        prior: N(θ₀, Σ₀).
         shared: ψ.
         family: the tasks.
     """
     batch = family.batch()
     with torch.no_grad():
-        dim = model.dim
         design, constant = model.design(batch)
-        weights = [shared[k].flatten() for k in model.shared_weights]
-        gaussian = prior()
-        b = torch.cat([gaussian.mean, *weights])
+        response = model.response(batch.tensors)
+        b = torch.cat([prior.mean, *[shared[k].flatten() for k in model.shared_weights]])
         errors = known_errors(model, batch)
         if errors is None:
-            response = model.response(batch.tensors)
             errors = shared["likelihood.log_scale"].exp().expand(response.shape)
-        mask = batch.mask if batch.mask is not None else torch.ones_like(errors, dtype=torch.bool)
-        weight = mask / errors
-        residual = (model.response(batch.tensors) - constant - design @ b) * weight
-        z = (design[..., :dim] * weight.unsqueeze(-1)) @ gaussian.root()
-        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        lower = torch.linalg.cholesky(eye + z.mT @ z)
-        pull = z.mT @ residual.unsqueeze(-1)
-        half = torch.linalg.solve_triangular(lower, pull, upper=False).squeeze(-1)
-        mean = gaussian.root() @ torch.cholesky_solve(pull, lower)
-        spread = torch.linalg.solve_triangular(lower, gaussian.root().mT, upper=False).mT
-        log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        rows = mask.sum(1)
-        log_errors = torch.where(mask, errors, 1.0).log().sum(1)
-        chi2 = residual.square().sum(1) - half.square().sum(-1)
-        evidence = -0.5 * (log_det + rows * LOG_2PI + 2 * log_errors + chi2)
-        return Gaussian(gaussian.mean + mean.squeeze(-1), None, triangular(spread)), evidence
-
-
-def _evaluated_once(objective):
-    from bayesmeta.outer import Trace
-
-    return Trace(values=[float(objective())], result=Result.converged, gradient=0.0)
+        mask = torch.ones_like(response, dtype=torch.bool) if batch.mask is None else batch.mask
+        residual = response - constant - design @ b
+        return condition(design[..., : model.dim], residual, errors, mask, prior)
 
 
 def _fixed_effects(tasks: LinearTasks, prior: Prior) -> tuple[Tensor, Tensor]:
@@ -202,22 +186,9 @@ def _log_hyperprior(
     return 0.5 * torch.logdet(gram) + tasks.to_theta.logdet() + tasks.adapted * log_noise
 
 
-def _snap(root: CovarianceRoot, objective) -> None:
-    """Put nearly zero standard deviations at zero where the evidence does not object."""
-    before = float(objective())
-    saved = [p.detach().clone() for p in root.parameters]
-    root.snap(ZERO_SD)
-    after = float(objective())
-    if not after <= before + SNAP_NATS:
-        for parameter, value in zip(root.parameters, saved, strict=True):
-            parameter.detach().copy_(value)
-
-
 def _shared(model: Model, b: Tensor, log_noise: Tensor) -> dict[str, Tensor]:
     """ψ by name: the module's shared weights from b, the noise from log σ."""
-    weights = model.shared_weights
-    parts = b[model.dim :].split([w.numel() for w in weights.values()]) if weights else ()
-    shared = {k: p.reshape(w.shape) for (k, w), p in zip(weights.items(), parts, strict=True)}
+    shared = model.split_shared(b[model.dim :])
     if "likelihood.log_scale" in model.shared:
         shared["likelihood.log_scale"] = log_noise.detach().clone()
     return shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
-from bayesmeta.inner.expected_newton import State
 from bayesmeta.methods import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback, Trace
@@ -55,20 +54,20 @@ class Estimate:
         shared: ψ.
         posterior: Q_i, task axis first.
         log_evidence: nats, exact or a lower bound.
+        task_evidence: (task,) its parts at the fitted prior and ψ (their sum, but for REML).
         trace: of the outer loop.
         results: how each task's own solve ended.
         fixed_covariance: of the estimates of (θ₀, the module's ψ), or None.
-        state: where the gradient solver's noise and schedule ended, for the record.
     """
 
     prior: Prior
     shared: dict[str, Tensor]
     posterior: Gaussian
     log_evidence: float
+    task_evidence: Tensor
     trace: Trace
     results: list[Result] = field(default_factory=list)
     fixed_covariance: Tensor | None = None
-    profile_state: State | None = None
 
 
 class CovarianceRoot:
@@ -110,19 +109,27 @@ class CovarianceRoot:
             root = torch.cat([self.parameters[1], root], 1)
         return root
 
-    def snap(self, threshold: float) -> None:
-        """Set directions with standard deviation below `threshold` to exactly zero."""
+    def snap(self, threshold: float, objective: Callable[[], Tensor], *, slack: float) -> None:
+        """Put directions with sd below `threshold` at exactly zero, if M rises by ≤ `slack`."""
+        before = float(objective())
+        saved = [p.detach().clone() for p in self.parameters]
+        self._zero_below(threshold)
+        if not float(objective()) <= before + slack:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, saved, strict=True):
+                    parameter.copy_(value)
+
+    def _zero_below(self, threshold: float) -> None:
         with torch.no_grad():
-            if self.form.name == "full":
-                left, values, _ = torch.linalg.svd(self())
-                values = torch.where(values > threshold, values, 0.0)
-                root = triangular(left * values)
-                self.diagonal.copy_(root.diagonal())
-                if len(self.parameters) > 1:
-                    self.parameters[1].copy_(root[self.rows, self.columns])
-            else:
+            if self.form.name != "full":
                 small = self.diagonal.abs() <= threshold
                 self.diagonal.copy_(torch.where(small, 0.0, self.diagonal))
+                return
+            left, values, _ = torch.linalg.svd(self())
+            root = triangular(left * torch.where(values > threshold, values, 0.0))
+            self.diagonal.copy_(root.diagonal())
+            if len(self.parameters) > 1:
+                self.parameters[1].copy_(root[self.rows, self.columns])
 
     def gaussian(self, mean: Tensor, change: Tensor) -> Gaussian:
         """N(mean, T A' A'ᵀ Tᵀ) in the shape of the form, for T = `change`."""

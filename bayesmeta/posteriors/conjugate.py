@@ -5,7 +5,7 @@
 With Σ₀ = σ² A Aᵀ, θ_i = θ₀ + A u_i, u_i ~ N(0, σ² I) and M_i = I + Aᵀ Z_iᵀ Z_i A,
 
     −2 log p = Σ log|M_i| + n log 2πσ² + r²/σ²,
-    Q_i = N(θ₀ + A M_i⁻¹ Aᵀ Z_iᵀ (y_i − W_i b), σ² A M_i⁻¹ Aᵀ),   W_i = [Z_i X_i], b = (θ₀, ψ)
+    Q_i = N(θ₀ + A M_i⁻¹ Aᵀ Z_iᵀ (y_i − W_i b), σ² A M_i⁻¹ Aᵀ),   W_i = [Z_i X_i],  b = (θ₀, ψ)
 
 where r² is the generalised residual sum of squares at its minimiser b (Bates et al. 2015,
 eqs. 24-41; here batched over tasks, with any form of Σ₀ and without the sparse Cholesky). A may be
@@ -63,7 +63,6 @@ class LinearTasks:
         adapted: int,
         form: Form,
         errors: Tensor | None = None,
-        scaling: LinearTasks | None = None,
     ) -> LinearTasks:
         """From W (task, row, p+q) with Z its first p columns, and y minus offsets (task, row).
 
@@ -74,7 +73,6 @@ class LinearTasks:
             adapted: p.
             form: of Σ₀; decides which changes of coordinates it survives.
             errors: (task, row) known standard errors, or None when σ is free.
-            scaling: take coordinates and centre from here instead (for new tasks).
         """
         weight = mask.to(response.dtype)
         log_errors = response.new_zeros(())
@@ -83,12 +81,9 @@ class LinearTasks:
             weight = weight / errors
         design, response = design * weight.unsqueeze(-1), response * weight
         pooled = design.flatten(0, 1)
-        if scaling is None:
-            to_b = _orthonormal(pooled)
-            b_start = to_b @ ((pooled @ to_b).mT @ response.flatten()) / len(pooled)
-            to_theta = _rescaling(pooled[:, :adapted], form)
-        else:
-            to_b, b_start, to_theta = scaling.to_b, scaling.b_start, scaling.to_theta
+        to_b = orthonormal(pooled)
+        b_start = to_b @ ((pooled @ to_b).mT @ response.flatten()) / len(pooled)
+        to_theta = rescaling(pooled[:, :adapted], form)
         residual = response - design @ b_start
         z, w = design[..., :adapted] @ to_theta, design @ to_b
         return cls(
@@ -170,18 +165,38 @@ def log_evidence(
     return -0.5 * deviance
 
 
-def posterior(tasks: LinearTasks, root: Tensor, fixed: Tensor, noise: Tensor) -> Gaussian:
-    """Q_i in the original coordinates of θ, full, one per task."""
-    eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
-    lower = torch.linalg.cholesky(eye + root.mT @ tasks.zz @ root)
-    pull = root.mT @ (tasks.zy - tasks.zw @ fixed).unsqueeze(-1)
-    mean = tasks.to_theta @ root @ torch.cholesky_solve(pull, lower)
-    half = torch.linalg.solve_triangular(lower, (tasks.to_theta @ root).mT, upper=False).mT
-    theta0 = (tasks.b_start + tasks.to_b @ fixed)[: tasks.adapted]
-    return Gaussian(theta0 + mean.squeeze(-1), None, noise * triangular(half))
+def condition(
+    z: Tensor, residual: Tensor, errors: Tensor, mask: Tensor, prior: Gaussian
+) -> tuple[Gaussian, Tensor]:
+    """Q_i and the log evidence of each task, prior and ψ held.
+
+    Args:
+        z: (task, row, p) design of the adapted weights.
+        residual: (task, row) y − Z θ₀ − X ψ.
+        errors: (task, row) noise sd.
+        mask: (task, row).
+        prior: N(θ₀, Σ₀); may be singular.
+
+    Returns:
+        Full Gaussians with a task axis, and (task,) nats.
+    """
+    weight = mask / errors
+    residual, scaled = residual * weight, (z * weight.unsqueeze(-1)) @ prior.root()
+    eye = torch.eye(scaled.shape[-1], dtype=z.dtype, device=z.device)
+    lower = torch.linalg.cholesky(eye + scaled.mT @ scaled)
+    pull = scaled.mT @ residual.unsqueeze(-1)
+    half = torch.linalg.solve_triangular(lower, pull, upper=False).squeeze(-1)
+    mean = (prior.root() @ torch.cholesky_solve(pull, lower)).squeeze(-1)
+    spread = torch.linalg.solve_triangular(lower, prior.root().mT, upper=False).mT
+    log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_errors = torch.where(mask, errors, 1.0).log().sum(1)
+    chi2 = residual.square().sum(1) - half.square().sum(-1)
+    rows = mask.sum(1).to(z.dtype)
+    evidence = -0.5 * (log_det + rows * LOG_2PI + 2 * log_errors + chi2)
+    return Gaussian(prior.mean + mean, None, triangular(spread)), evidence
 
 
-def _orthonormal(pooled: Tensor) -> Tensor:
+def orthonormal(pooled: Tensor) -> Tensor:
     """T with (pooled T)ᵀ (pooled T) = rows · I."""
     upper = torch.linalg.qr(pooled, mode="r").R
     diagonal = upper.diagonal().abs()
@@ -197,10 +212,10 @@ def _orthonormal(pooled: Tensor) -> Tensor:
     return inverse * len(pooled) ** 0.5
 
 
-def _rescaling(pooled: Tensor, form: Form) -> Tensor:
+def rescaling(pooled: Tensor, form: Form) -> Tensor:
     """The change θ = T θ' under which the form of Σ₀ is closed and Z T is well scaled."""
     if form.name == "full":
-        return _orthonormal(pooled)
+        return orthonormal(pooled)
     scale = pooled.square().mean(0).sqrt()
     if form.name in ("isotropic", "block"):
         scale = scale.mean().expand(scale.shape)

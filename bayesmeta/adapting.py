@@ -1,0 +1,80 @@
+"""Q_i of tasks under a prior and ψ that are held: adaptation, and its limit of a vague prior."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.joint import exact, gradient, profile
+from bayesmeta.joint.problem import Problem
+from bayesmeta.methods import Method
+from bayesmeta.models import Model
+from bayesmeta.prior import Prior
+from bayesmeta.results import Result
+from bayesmeta.tasks import TaskFamily
+
+VAGUE = 1e3
+IDENTIFIED = 0.1
+
+
+def adapt_tasks(
+    model: Model,
+    prior: Prior,
+    method: Method,
+    solver: str,
+    family: TaskFamily,
+    generator: torch.Generator,
+) -> tuple[Gaussian, Tensor, list[Result]]:
+    """Q_i, the evidence or its bound (task,), and how each task ended.
+
+    Args:
+        model: with fitted ψ.
+        prior: with fitted values.
+        method, solver: of the fit.
+        family: the tasks, in internal units.
+        generator: the noise of draws.
+    """
+    model = model.bind(family)
+    shared = {k: v.detach() for k, v in model.shared.items()}
+    held = Prior(prior.form, learn="none").like(prior(), model.blocks)
+    if solver == "exact":
+        posterior, evidence = exact.adapted(model, held(), shared, family)
+        return posterior, evidence, [Result.converged] * len(family)
+    if solver == "profile":
+        return profile.adapted(model, held(), shared, family)
+    method = replace(method, batch=None, reset_every=None, prior_update="gradient")
+    problem = Problem(model, family, held, method, False, generator)
+    return gradient.adapted(problem, shared)
+
+
+def vague_estimates(
+    model: Model, prior: Gaussian, posteriors: Gaussian, solver: str, family: TaskFamily
+) -> Gaussian:
+    """Q_i under a prior a thousand times as wide, NaN where even that prior still decides.
+
+    Args:
+        model: with fitted ψ.
+        prior: the fitted N(θ₀, Σ₀).
+        posteriors: fitted Q_i, where the search begins.
+        solver: of the fit; the gradient solver has no such estimate, and all is NaN.
+        family: the tasks, in internal units.
+    """
+    nothing = torch.full_like(posteriors.mean, torch.nan)
+    if solver == "gradient":
+        return Gaussian(nothing, nothing)
+    typical = torch.maximum(prior.sd(), posteriors.sd().mean(0))
+    typical = torch.where(typical > 0, typical, prior.mean.abs().clamp(min=1.0))
+    wide = Gaussian(prior.mean, None, torch.diag(VAGUE * typical))
+    shared = {k: v.detach() for k, v in model.shared.items()}
+    if solver == "exact":
+        estimate, _ = exact.adapted(model, wide, shared, family)
+    else:
+        narrow = torch.diag_embed((0.1 * typical).square().expand(posteriors.mean.shape))
+        start = Gaussian.from_covariance(posteriors.mean, posteriors.covariance() + narrow)
+        estimate, _, _ = profile.adapted(model, wide, shared, family, start)
+    alone = estimate.sd() < IDENTIFIED * VAGUE * typical
+    mean = torch.where(alone, estimate.mean, torch.nan)
+    return Gaussian(mean, torch.where(alone, estimate.variance(), torch.nan))

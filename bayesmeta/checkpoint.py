@@ -1,0 +1,201 @@
+"""A fit on disk: JSON for the record, safetensors for numbers, nothing executable.
+
+    run.json               the record: method, units, table, data fingerprint, versions, seed, result
+    prior.safetensors      θ₀, Σ₀ and ψ
+    posterior.safetensors  every Q_i
+    tasks.safetensors      the data the fit was made from
+    log.jsonl              M per outer step
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bayesmeta import __version__, likelihoods, models
+from bayesmeta.fitted import Fit, Named
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.methods import Method
+from bayesmeta.models import Model
+from bayesmeta.prior import Prior
+from bayesmeta.results import Flag, InputError
+from bayesmeta.standardise import Standardisation
+from bayesmeta.tasks import TableInfo, TaskFamily
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+SCHEMA = 1
+
+
+def write(fit: Fit, folder: Path) -> Path:
+    """Write a run folder.
+
+    Args:
+        fit: what to write.
+        folder: created if needed; files of the same names are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    prior = {f"prior.{k}": v for k, v in fit.fitted_prior.free.items()}
+    shared = {f"shared.{k}": v for k, v in fit.model.shared.items()}
+    gaussian = fit.posterior.gaussian
+    parts = {"mean": gaussian.mean, "diagonal": gaussian.diagonal, "factor": gaussian.factor}
+    data = {f"tensor.{k}": v for k, v in fit.family.tensors.items()}
+    _save(prior | shared | {"blocks": fit.fitted_prior.blocks}, folder / "prior.safetensors")
+    _save(parts | {"task_evidence": fit.task_evidence}, folder / "posterior.safetensors")
+    _save(data | {"mask": fit.family.mask}, folder / "tasks.safetensors")
+    lines = [json.dumps({"step": i, "M": m}) for i, m in enumerate(fit.trace)]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = json.dumps(_record(fit), indent=1, ensure_ascii=False)
+    (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def _record(fit: Fit) -> dict[str, Any]:
+    likelihood = fit.model.likelihood
+    return {
+        "schema": SCHEMA,
+        "versions": {
+            "bayesmeta": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "model": fit.model.spec,
+        "likelihood": None if likelihood is None else likelihood.to_json(),
+        "prior": fit.fitted_prior.to_json(),
+        "method": fit.choices.to_json(),
+        "solver": fit.solver,
+        "names": list(fit.model.names),
+        "tasks": list(fit.family.names),
+        "tensors": list(fit.family.tensors),
+        "table": None if fit.family.table is None else fit.family.table.to_json(),
+        "standardisation": None if fit.standardisation is None else asdict(fit.standardisation),
+        "evidence_kind": fit.evidence_kind,
+        "seed": fit.seed,
+        "fingerprint": fit.family.fingerprint(),
+        "result": fit.record(),
+    }
+
+
+def load(folder: str | PathLike[str], *, model: Model | None = None) -> Fit:
+    """Read a run folder back.
+
+    Args:
+        folder: written by `Fit.save`.
+        model: the model that was fitted, when it was not one the library can rebuild by itself.
+
+    Raises:
+        InputError: not a run folder, damaged, of another version, or its model is needed.
+    """
+    folder = Path(folder)
+    record = _read_record(folder)
+    prior_file = _load(folder / "prior.safetensors")
+    posterior_file = _load(folder / "posterior.safetensors")
+    data = _load(folder / "tasks.safetensors")
+    try:
+        family = _family(record, data)
+        model = _model(record, model, family)
+        return _assemble(record, model, family, prior_file, posterior_file)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder}: the run is damaged ({error}); fit again") from error
+
+
+def _assemble(
+    record: dict[str, Any],
+    model: Model,
+    family: TaskFamily,
+    prior_file: dict[str, Tensor],
+    posterior_file: dict[str, Tensor],
+) -> Fit:
+    prior = Prior(**record["prior"])
+    free = {k.removeprefix("prior."): v for k, v in prior_file.items() if k.startswith("prior.")}
+    gaussian = prior.form.constrain(free, prior_file["blocks"])
+    shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
+    model.load_shared(shared)
+    parts = (posterior_file.get(k) for k in ("mean", "diagonal", "factor"))
+    result, standard = record["result"], record["standardisation"]
+    values = {} if standard is None else {
+        k: tuple(v) if isinstance(v, list) else v for k, v in standard.items()
+    }  # fmt: skip
+    log = record["log"]
+    return Fit(
+        model=model,
+        family=family,
+        choices=Method.from_json(record["method"]),
+        solver=record["solver"],
+        fitted_prior=prior.like(gaussian, prior_file["blocks"]),
+        posterior=Named(tuple(record["names"]), Gaussian(*parts), family.names),
+        log_evidence=result["log_evidence"],
+        evidence_kind=record["evidence_kind"],
+        task_evidence=posterior_file["task_evidence"],
+        standardisation=None if standard is None else Standardisation(**values),
+        standard_errors=result["standard_errors"],
+        flagged=[Flag(**flag) for flag in result["flagged"]],
+        notes=result["notes"],
+        trace=log,
+        seconds=result["seconds"],
+        seed=record["seed"],
+    )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder (it has no run.json): name one made by fit")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        record["log"] = [float(json.loads(line)["M"]) for line in log if line]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fit again") from error
+    if record.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}: use the "
+            f"version of bayesmeta that wrote it ({record.get('versions', {}).get('bayesmeta')})"
+        )
+    return record
+
+
+def _family(record: dict[str, Any], data: dict[str, Tensor]) -> TaskFamily:
+    tensors = {name: data[f"tensor.{name}"] for name in record["tensors"]}
+    table = None if record["table"] is None else TableInfo.from_json(record["table"])
+    family = TaskFamily(tensors, mask=data.get("mask"), names=record["tasks"], table=table)
+    if family.fingerprint() != record["fingerprint"]:
+        raise InputError("the run's data do not match its fingerprint: the files were changed")
+    return family
+
+
+def _model(record: dict[str, Any], model: Model | None, family: TaskFamily) -> Model:
+    if model is None:
+        if record["model"] is None:
+            raise InputError(
+                "this run was fitted with a model of your own: pass it, bm.load(folder, model=...)"
+            )
+        model = models.from_spec(record["model"], likelihoods.from_json(record["likelihood"]))
+    floating = [t for t in family.tensors.values() if t.is_floating_point()]
+    model = model.bind(family).to(dtype=floating[0].dtype if floating else None)
+    if list(model.names) != record["names"]:
+        raise InputError("the model's weights have other names than the run's: pass the same model")
+    return model
+
+
+def _save(tensors: dict[str, Tensor | None], path: Path) -> None:
+    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
+    save_file(kept, path)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing from the run: fit again")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); fit again") from error

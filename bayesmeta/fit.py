@@ -1,0 +1,245 @@
+"""The one verb: from a model, a family and a method to a fitted prior and its posteriors."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from bayesmeta import checkpoint, methods
+from bayesmeta.fitted import Fit, Named, Prediction, flags
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.joint import exact, gradient, profile
+from bayesmeta.joint.problem import Estimate, Problem
+from bayesmeta.methods import Method
+from bayesmeta.models import Model
+from bayesmeta.outer import Callback
+from bayesmeta.prior import Prior
+from bayesmeta.results import InputError, Result
+from bayesmeta.standardise import Standardisation
+from bayesmeta.tasks import TaskFamily
+
+__all__ = ["Fit", "Named", "Prediction", "fit", "load"]
+
+load: Callable[..., Fit] = checkpoint.load
+SOLVERS: dict[str, ModuleType] = {"exact": exact, "profile": profile, "gradient": gradient}
+
+
+def fit(
+    model: Model,
+    family: TaskFamily,
+    *,
+    method: Method | None = None,
+    prior: Prior | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    reml: bool = False,
+    standardise: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Fit:
+    """Fit N(θ₀, Σ₀), ψ and a posterior for every task.
+
+        min Σ_i [ E_{Q_i} f_i(θ) + β KL(Q_i ‖ N(θ₀, Σ₀)) ]
+
+    Args:
+        model: f(θ, task); a copy is fitted, in the family's dtype.
+        family: the tasks.
+        method: default `bm.methods.joint()`.
+        prior: form of Σ₀, hyper-prior, and what is learned; default `bm.Prior("full")`.
+        seed: of all noise; the global random state is left alone.
+        device: where to compute; the family's device by default.
+        reml: restricted maximum likelihood (θ₀ and shared coefficients integrated under a flat
+            prior); linear-Gaussian tasks only.
+        standardise: centre and scale x, and y where it is real, before fitting. Default: for
+            families from a table whose prediction is not linear in its weights.
+        callbacks: called with (step, steps, M in nats).
+
+    Raises:
+        InputError: model, family, prior and method do not go together; the sentence says why.
+
+    Example:
+        >>> from bayesmeta import families, likelihoods
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> family, truth = families.linear_gaussian(tasks=50, rows=10, generator=generator)
+        >>> model = Model(torch.nn.Linear(1, 1), likelihoods.Gaussian())
+        >>> fit(model, family).evidence_kind
+        'exact'
+    """
+    started = time.perf_counter()
+    method = methods.joint() if method is None else method
+    prior = Prior("full") if prior is None else prior
+    family = family if device is None else family.to(device=device)
+    model = _prepared(model, family)
+    standardisation = _standardisation(model, family, standardise)
+    inside = family if standardisation is None else standardisation.apply(family)
+    if model.likelihood is not None:
+        _initialise(model, inside)
+    notes = list(family.table.notes) if family.table else []
+    prior = _checked_prior(prior, method, model, family, notes)
+    generator = torch.Generator().manual_seed(seed)
+    problem = Problem(model, inside, prior, method, reml, generator, callbacks)
+    solver = _choose(problem)
+    estimate: Estimate = SOLVERS[solver].estimate(problem)
+    model.load_shared(estimate.shared)
+    units = 0.0 if standardisation is None else torch.tensor(standardisation.y_scale).log().item()
+    evidence = estimate.log_evidence - family.observations * units
+    notes += _standardisation_notes(standardisation, model) + _notes(estimate, model, prior)
+    return Fit(
+        model=model,
+        family=family,
+        choices=method,
+        solver=solver,
+        fitted_prior=estimate.prior,
+        posterior=Named(model.names, estimate.posterior.map(Tensor.detach), family.names),
+        log_evidence=evidence,
+        evidence_kind="restricted" if reml else "exact" if solver == "exact" else "bound",
+        task_evidence=estimate.task_evidence - family.rows.to(estimate.task_evidence) * units,
+        standardisation=standardisation,
+        standard_errors=_standard_errors(estimate, model),
+        flagged=flags(family.names, estimate.results),
+        notes=notes,
+        trace=estimate.trace.values,
+        seconds=time.perf_counter() - started,
+        seed=seed,
+    )
+
+
+def _prepared(model: Model, family: TaskFamily) -> Model:
+    """A copy of the model in the family's dtype and on its device."""
+    floating = [t for t in family.tensors.values() if t.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.get_default_dtype()
+    model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
+    if model.dim == 0:
+        raise InputError("the model has no adapted weights: name some with adapt=")
+    return model
+
+
+def _initialise(model: Model, family: TaskFamily) -> None:
+    likelihood = model.require_likelihood()
+    y = model.response(family.tensors)
+    options = {k: v for k, v in family.tensors.items() if k == "trials"}
+    likelihood.check(y, family.mask, names=family.names, **options)
+    likelihood.initialise(y, family.mask)
+
+
+def _standardisation(
+    model: Model, family: TaskFamily, wanted: bool | None
+) -> Standardisation | None:
+    if wanted is None:
+        wanted = family.table is not None and not (
+            model.likelihood is None or model.is_affine(family, jointly=True)
+        )
+    if not wanted:
+        return None
+    if model.likelihood is None or not {"x", "y"} <= set(family.tensors):
+        raise InputError("standardise=True needs a likelihood and tensors named x and y")
+    return Standardisation.of(family, real_response=model.likelihood.responses == "real")
+
+
+def _checked_prior(
+    prior: Prior, method: Method, model: Model, family: TaskFamily, notes: list[str]
+) -> Prior:
+    """The prior, if it can be learned in this way; a form the tasks identify if not."""
+    if prior.has_values:
+        prior = prior.like(prior().map(lambda t: t.to(model.start)), model.blocks)
+        if prior().dim != model.dim:
+            raise InputError(f"the prior has {prior().dim} weights, the model {model.dim}")
+    elif prior.learn != "all":
+        raise InputError(f'a prior with learn="{prior.learn}" needs values: use .at(...)')
+    if method.posterior.form.name == "point" and prior.learn == "all":
+        raise InputError(
+            "point posteriors cannot teach the prior its covariance (M has no minimum in it): "
+            'hold it with bm.Prior(form, learn="mean").at(mean=, variance=), or use '
+            'covariance="diagonal"'
+        )
+    if prior.form.name == "full" and prior.learn == "all" and len(family) <= model.dim:
+        notes.append(
+            f"{len(family)} tasks cannot identify a full {model.dim} × {model.dim} covariance, so "
+            "the prior is diagonal; use more tasks, or choose a form."
+        )
+        prior = Prior("diagonal", hyperprior=prior.hyperprior)
+    return prior
+
+
+def _choose(problem: Problem) -> str:
+    """The solver asked for, or the first that applies."""
+    wanted = problem.method.solver
+    gaussian = exact.applies(problem)
+    if problem.reml and not (gaussian and wanted in ("auto", "exact")):
+        raise InputError("reml=True needs Gaussian noise, a linear predictor and full posteriors")
+    if wanted == "auto":
+        return "exact" if gaussian else "profile" if profile.applies(problem) else "gradient"
+    if wanted == "exact" and not gaussian:
+        raise InputError(
+            'solver="exact" needs Gaussian noise and a prediction linear in all weights: use "auto"'
+        )
+    if wanted == "profile" and not profile.applies(problem):
+        raise InputError(
+            'solver="profile" needs a linear predictor with at most '
+            f"{profile.DIM_LIMIT} adapted weights, or any model with at most "
+            f'{profile.NODE_DIM_LIMIT}: use "gradient"'
+        )
+    return wanted
+
+
+def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
+    if estimate.fixed_covariance is None:
+        return {}
+    names = list(model.names) + list((model.spec or {}).get("shared_names", []))
+    errors = estimate.fixed_covariance.diagonal().clamp(min=0).sqrt().tolist()
+    return dict(zip(names, errors, strict=False))
+
+
+def _notes(estimate: Estimate, model: Model, prior: Prior) -> list[str]:
+    notes = []
+    if prior.learn == "all":
+        notes += boundary_notes(estimate.prior().map(Tensor.detach), model.names)
+    if prior.hyperprior is not None:
+        notes.append(
+            "Σ₀ has the weak boundary-avoiding hyper-prior, so it is not a maximum-likelihood "
+            "estimate; log_evidence leaves the hyper-prior out."
+        )
+    if estimate.trace.result is not Result.converged:
+        notes.append(f"The outer loop {estimate.trace.result.sentence}.")
+    if estimate.trace.skipped:
+        notes.append(f"{estimate.trace.skipped} outer steps were not finite and were not taken.")
+    return notes
+
+
+def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:
+    """Sentences for a singular Σ₀, as a statistician expects them."""
+    sd = prior.sd()
+    zero = [name for name, value in zip(names, sd.tolist(), strict=True) if value == 0]
+    notes = [
+        f"The prior sd of {name} is estimated as 0 (the boundary): the tasks differ no more in it "
+        "than noise alone explains, and every task has the same value. With few tasks, consider "
+        'hyperprior="boundary-avoiding".'
+        for name in zero
+    ]
+    rest = sd > 0
+    count = int(rest.sum())
+    if 2 <= count <= 50 and prior.factor is not None:
+        values = torch.linalg.eigvalsh(prior.correlation()[rest][:, rest])
+        if float(values[0]) < 1e-8:
+            notes.append(
+                "Σ₀ is singular (the boundary): a combination of "
+                f"{', '.join(n for n, keep in zip(names, rest.tolist(), strict=True) if keep)} "
+                "does not vary between tasks (a correlation of ±1 when there are two). Simplify "
+                'the prior (form "diagonal"), or use hyperprior="boundary-avoiding".'
+            )
+    return notes
+
+
+def _standardisation_notes(standardisation: Standardisation | None, model: Model) -> list[str]:
+    if standardisation is None:
+        return []
+    return [
+        "x" + (" and y were" if standardisation.y_scale != 1 else " was")
+        + " standardised on the training tasks; predictions, noise and evidence are in original "
+        f"units, the {model.dim} network weights in standardised ones."
+    ]  # fmt: skip

@@ -1,0 +1,375 @@
+"""What a fit gives: N(θ₀, Σ₀), every Q_i, predictions, all with names and in original units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesmeta.adapting import adapt_tasks, vague_estimates
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.likelihoods import Likelihood
+from bayesmeta.methods import Method
+from bayesmeta.models import Model
+from bayesmeta.prior import Prior
+from bayesmeta.results import Flag, InputError
+from bayesmeta.standardise import Standardisation
+from bayesmeta.tasks import TaskFamily
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A Gaussian whose coordinates have names; with `tasks`, one per task.
+
+    Args:
+        names: (dim,) coordinates.
+        gaussian: N(m, S).
+        tasks: names of the leading axis; empty for a prior.
+    """
+
+    names: tuple[str, ...]
+    gaussian: Gaussian
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> Tensor:
+        """(dim,) or (task, dim)."""
+        return self.gaussian.mean
+
+    def sd(self) -> Tensor:
+        """(dim,) or (task, dim)."""
+        return self.gaussian.sd()
+
+    def covariance(self) -> Tensor:
+        """(dim, dim) or (task, dim, dim)."""
+        return self.gaussian.covariance()
+
+    def correlation(self) -> Tensor:
+        """(dim, dim) or (task, dim, dim); NaN where a variance is zero."""
+        return self.gaussian.correlation()
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """(n, dim) or (n, task, dim) draws."""
+        return self.gaussian.sample(n, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Draws of the predictive distribution of every row of a family.
+
+    Args:
+        draws: (draw, task, row) of y in original units.
+        mask: (task, row) True on real rows; draws at padding mean nothing.
+        log_density: (draw, task, row) log p(y | θ_draw) in nats, or None without y.
+        tasks: names.
+        from_prior: names of the tasks without a posterior, predicted from the prior.
+    """
+
+    draws: Tensor
+    mask: Tensor
+    log_density: Tensor | None
+    tasks: tuple[str, ...]
+    from_prior: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> Tensor:
+        """(task, row)."""
+        return self.draws.mean(0)
+
+    @property
+    def sd(self) -> Tensor:
+        """(task, row)."""
+        return self.draws.std(0)
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Ends (task, row) of the central interval that holds y with probability `level`."""
+        if not 0 < level < 1:
+            raise InputError(f"level must lie between 0 and 1, not {level}")
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self.draws.dtype)
+        low, high = torch.quantile(self.draws, tails.to(self.draws.device), dim=0)
+        return low, high
+
+    def log_score(self, *, joint: bool = False) -> Tensor:
+        """(task,) log predictive density of the observed y in nats, NaN without y.
+
+            Σ_rows log mean_draws p(y_row | θ)         (rows one at a time)
+            log mean_draws Π_rows p(y_row | θ)         (joint=True: the task's rows together)
+
+        The logarithm is of the mean over draws; a mean of logarithms would be another number.
+        """
+        if self.log_density is None:
+            return self.draws.new_full(self.draws.shape[1:2], torch.nan)
+        count = torch.tensor(float(len(self.draws)), dtype=self.draws.dtype).log()
+        density = self.log_density.sum(-1) if joint else self.log_density
+        mixed = density.logsumexp(0) - count
+        return mixed if joint else torch.where(self.mask, mixed, 0.0).sum(-1)
+
+
+@dataclass(eq=False)
+class Fit:
+    """A fitted prior, the posteriors of its tasks, and what can be asked of them.
+
+    Args:
+        model: with ψ at its fitted values, in internal units.
+        family: the tasks of `posterior`, in original units.
+        choices: the method.
+        solver: exact, profile or gradient.
+        fitted_prior: the prior module with its values.
+        posterior: Q_i.
+        log_evidence: nats, of y in original units.
+        evidence_kind: "exact", "restricted" (REML) or "bound".
+        task_evidence: (task,) nats.
+        standardisation: of x and y, for networks; None when fitted in original units.
+        standard_errors: of θ₀ and shared coefficients, by name; exact path only.
+        flagged: tasks that need an eye.
+        notes: what was done that a person should know.
+        trace: M in nats per outer step.
+        seconds: taken.
+        seed: of the noise.
+    """
+
+    model: Model
+    family: TaskFamily
+    choices: Method
+    solver: str
+    fitted_prior: Prior
+    posterior: Named
+    log_evidence: float
+    evidence_kind: str
+    task_evidence: Tensor
+    standardisation: Standardisation | None = None
+    standard_errors: dict[str, float] = field(default_factory=dict)
+    flagged: list[Flag] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    trace: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    seed: int = 0
+
+    @property
+    def prior(self) -> Named:
+        """N(θ₀, Σ₀)."""
+        with torch.no_grad():
+            return Named(self.model.names, self.fitted_prior().map(Tensor.detach))
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """The likelihood with its fitted constants, in original units."""
+        likelihood = self.model.likelihood
+        scale = 1.0 if self.standardisation is None else self.standardisation.y_scale
+        return copy.deepcopy(likelihood) if likelihood is None or scale == 1 else (
+            likelihood.rescale(scale)
+        )  # fmt: skip
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The method, the solver that was used, and what the evidence is, as a record."""
+        record = self.choices.to_json() | {"solver": self.solver, "evidence": self.evidence_kind}
+        return record | {"prior": self.fitted_prior.to_json()}
+
+    @property
+    def shared(self) -> dict[str, float | list[float]]:
+        """ψ by name: shared coefficients, then constants of the likelihood other than its scale."""
+        values: dict[str, float | list[float]] = {}
+        spec = self.model.spec or {}
+        for name, tensor in self.model.shared_weights.items():
+            flat = tensor.detach().flatten().tolist()
+            if spec.get("shared_names") and name == "module.shared":
+                values |= dict(zip(spec["shared_names"], flat, strict=True))
+            else:
+                values[name.removeprefix("module.")] = flat if len(flat) > 1 else flat[0]
+        constants = {} if self.likelihood is None else self.likelihood.summary()
+        learned = {k.rpartition("log_")[2] for k in self.model.shared if "likelihood." in k}
+        return values | {k: v for k, v in constants.items() if k != "scale" and k in learned}
+
+    @property
+    def noise(self) -> float | None:
+        """Noise sd in original units; None where the likelihood has none, or rows have their own."""
+        if self.likelihood is None or "standard_error" in self.family.tensors:
+            return None
+        return self.likelihood.summary().get("scale")
+
+    def internal(self, family: TaskFamily) -> TaskFamily:
+        """A family in the units the model was fitted in."""
+        family = family.to(device=self.posterior.mean.device)
+        return family if self.standardisation is None else self.standardisation.apply(family)
+
+    def adapt(self, family: TaskFamily, *, seed: int | None = None) -> Fit:
+        """Posteriors of unseen tasks under this prior and ψ, by the same algorithm.
+
+        Args:
+            family: new tasks.
+            seed: of the noise; the fit's by default.
+
+        Returns:
+            A fit whose `posterior`, `family` and `log_evidence` are those of the new tasks.
+        """
+        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        posterior, evidence, results = adapt_tasks(
+            self.model, self.fitted_prior, self.choices, self.solver, self.internal(family),
+            generator,
+        )  # fmt: skip
+        evidence = evidence - self._log_units(family)
+        kind = "exact" if self.solver == "exact" else "bound"
+        return replace(
+            self,
+            family=family,
+            posterior=Named(self.model.names, posterior, family.names),
+            log_evidence=float(evidence.sum()),
+            evidence_kind=kind,
+            task_evidence=evidence,
+            flagged=flags(family.names, results),
+            notes=list(family.table.notes) if family.table else [],
+        )
+
+    def _log_units(self, family: TaskFamily) -> Tensor:
+        """(task,) what log p(y) loses by going back to original units."""
+        scale = 1.0 if self.standardisation is None else self.standardisation.y_scale
+        return family.rows.to(self.task_evidence) * torch.tensor(scale).double().log().to(
+            self.task_evidence
+        )
+
+    def reachability_gap(self) -> Tensor:
+        """(task,) M at the fitted Q_i minus M at what adaptation from θ₀ reaches, in nats.
+
+        Negative where joint descent found a better Q_i than a new start from θ₀ does.
+        """
+        return self.adapt(self.family).task_evidence - self.task_evidence
+
+    def no_pooling(self) -> Named:
+        """Each task's estimate from its own rows alone (ψ held); NaN where they do not suffice."""
+        estimate = vague_estimates(
+            self.model, self.prior.gaussian, self.posterior.gaussian, self.solver,
+            self.internal(self.family),
+        )  # fmt: skip
+        return Named(self.model.names, estimate, self.family.names)
+
+    def draws(self, family: TaskFamily, n: int, generator: torch.Generator) -> Tensor:
+        """(n, task, dim) θ of each task: from its posterior if it has one, else from the prior."""
+        place = {name: i for i, name in enumerate(self.posterior.tasks)}
+        index = torch.tensor([place.get(name, -1) for name in family.names])
+        known = (index >= 0).to(self.posterior.mean.device)
+        theta = self.prior.gaussian[None].map(lambda t: t.expand(len(family), *t.shape[1:]))
+        theta = theta.sample(n, generator)
+        if bool(known.any()):
+            chosen = self.posterior.gaussian[index[index >= 0].to(known.device)]
+            theta[:, known] = chosen.sample(n, generator)
+        return theta
+
+    def predict(
+        self, family: TaskFamily | None = None, draws: int = 1000, seed: int = 0
+    ) -> Prediction:
+        """Draws of y for every row: θ from the task's posterior, then y from the likelihood.
+
+        Args:
+            family: rows to predict, in original units; y is needed only for `log_score`. Tasks
+                known by name use their posterior, others the prior. Default: the fit's own family.
+            draws: number of draws.
+            seed: of the draws.
+        """
+        family = self.family if family is None else family
+        inside = self.internal(family)
+        generator = torch.Generator().manual_seed(seed)
+        batch = inside.batch()
+        likelihood = self.model.require_likelihood()
+        with torch.no_grad():
+            theta = self.draws(family, draws, generator)
+            eta = self.model.predict(theta, batch)
+            options = self.model.options(batch.tensors)
+            y = likelihood.sample(eta, generator, **options)
+            density = None
+            if "y" in family.tensors:
+                density = self.log_likelihood(theta, family)
+        if self.standardisation is not None:
+            y = self.standardisation.undo_response(y)
+        mask = family.mask if family.mask is not None else torch.ones(
+            y.shape[1:3], dtype=torch.bool, device=y.device
+        )  # fmt: skip
+        unknown = tuple(n for n in family.names if n not in set(self.posterior.tasks))
+        return Prediction(y, mask.to(y.device), density, family.names, unknown)
+
+    def log_likelihood(self, theta: Tensor, family: TaskFamily | None = None) -> Tensor:
+        """(draw, task, row) log p(y | θ) in nats of y in original units, 0 at padding."""
+        family = self.family if family is None else family
+        batch = self.internal(family).batch()
+        with torch.no_grad():
+            rows = self.model.log_prob_rows(theta, batch)
+        if self.standardisation is None or batch.mask is None:
+            return rows
+        units = torch.tensor(self.standardisation.y_scale).to(rows).log()
+        return torch.where(batch.mask, rows - units, 0.0)
+
+    def log_ratio(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, task) log p(y|θ) p(θ) − log q(θ) at draws θ ~ Q_i, in nats.
+
+        Where Σ₀ is singular both densities are taken on its support.
+        """
+        prior, posterior = self.prior.gaussian, self.posterior.gaussian
+        with torch.no_grad():
+            theta = posterior.sample(n, generator)
+            loss = self.model.energies(theta, self.internal(self.family).batch())
+            loss = loss + self._log_units(self.family)
+            if bool((prior.log_det() > -torch.inf) & prior.sd().min().gt(0)):
+                return prior.log_prob(theta) - loss - posterior.log_prob(theta)
+            values, vectors = torch.linalg.eigh(prior.covariance())
+            basis = vectors[:, values > 1e-12 * values.max()].T
+            if not len(basis):
+                return -loss
+            projected = theta @ basis.T
+            log_prior = prior.linear(basis).log_prob(projected)
+            return log_prior - loss - posterior.linear(basis).log_prob(projected)
+
+    def to_arviz(self, *, draws: int = 1000, seed: int = 0) -> Any:
+        """ArviZ InferenceData (0.2x) or DataTree (1.x); see `bayesmeta.arviz_export`."""
+        from bayesmeta.arviz_export import to_arviz
+
+        return to_arviz(self, draws=draws, seed=seed)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a run folder; see `bayesmeta.checkpoint`. Returns its path."""
+        from bayesmeta.arviz_export import save_netcdf
+        from bayesmeta.checkpoint import write
+
+        path = write(self, Path(folder))
+        if self.model.likelihood is not None:
+            save_netcdf(self, path / "posterior.nc")
+        return path
+
+    def record(self) -> dict[str, Any]:
+        """The object that `bayesmeta fit --json` prints, but for `run`; NaN is None."""
+        prior = self.prior
+        values = zip(prior.names, prior.mean.tolist(), prior.sd().tolist(), strict=True)
+        rows = [(name, mean, sd) for name, mean, sd in values]
+        correlation = prior.correlation().tolist() if len(rows) <= MOST_CORRELATED else []
+        return {
+            "theta0": {name: mean for name, mean, _ in rows},
+            "prior_sd": {name: sd for name, _, sd in rows},
+            "prior_correlation": [[None if c != c else c for c in row] for row in correlation],
+            "shared": self.shared,
+            "noise": self.noise,
+            "log_evidence": self.log_evidence,
+            "evidence_kind": self.evidence_kind,
+            "standard_errors": self.standard_errors,
+            "method": self.method,
+            "tasks": len(self.family),
+            "observations": self.family.observations,
+            "flagged": [{"task": f.task, "why": f.why} for f in self.flagged],
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+
+
+MOST_CORRELATED = 200
+
+
+def flags(names: Sequence[str], results: Sequence[Any]) -> list[Flag]:
+    """A flag for every task whose own solve did not converge."""
+    return [
+        Flag(name, result.sentence)
+        for name, result in zip(names, results, strict=True)
+        if result.name != "converged"
+    ]

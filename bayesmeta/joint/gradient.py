@@ -1,0 +1,245 @@
+"""Everything descends together: (θ₀, Σ₀, ψ) and every Q_i, for any model and any form of Q_i.
+
+The expectation is by the linear predictor where the prediction is affine in (θ, ψ), at the point
+for point Q_i, and by draws θ = m_i + S_i^{1/2} ε otherwise. Deterministic full-batch objectives go
+to a quasi-Newton minimiser, the others to Adam.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bayesmeta.forms import Form
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.joint.problem import Estimate, Problem
+from bayesmeta.objective import per_task, total
+from bayesmeta.outer import Trace, adam, minimise
+from bayesmeta.posteriors.conjugate import rescaling
+from bayesmeta.expectation import LinearExpectation, drawn_loss
+from bayesmeta.prior import Prior
+from bayesmeta.results import Result
+from bayesmeta.tasks import TaskBatch
+
+START_SD = 0.1
+NOISY_STEPS = 5000
+DETERMINISTIC_STEPS = 3000
+EVIDENCE_DRAWS = 64
+RELATIVE_START = 0.3
+
+
+class _Descent:
+    """The tensors descended on, and M as a function of them, in coordinates θ = scale ⊙ θ'."""
+
+    def __init__(self, problem: Problem, shared: dict[str, Tensor] | None) -> None:
+        self.problem = problem
+        self.model, self.method = problem.model, problem.method
+        self.form: Form = self.method.posterior.form
+        self.affine = self.model.is_affine(problem.family, jointly=True)
+        self.scale, self.shared_scale = self._scales()
+        self.learn_shared = shared is None
+        start = self.model.shared if shared is None else shared
+        self.shared = {
+            k: (v.detach() / self.shared_scale.get(k, 1.0)).clone().requires_grad_(shared is None)
+            for k, v in start.items()
+        }
+        self.prior = self._start_prior()
+        self.table = self._start_table()
+        self.common = self._noise(problem.family.batch(), self.method.draws)
+        self.everyone = problem.family.batch()
+        self.expectation = self._linear(self.everyone) if self.affine else None
+
+    def _scales(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Typical 1 / |column| of the design, so that weights in any units descend alike."""
+        like = self.model.start
+        if not self.affine:
+            return torch.ones_like(like), {}
+        with torch.no_grad():
+            design, _ = self.model.design(self.problem.family.batch())
+        pooled, dim = design.flatten(0, 1), self.model.dim
+        tied = self.problem.prior.form.name in ("isotropic", "block")
+        form = Form("isotropic") if tied else Form("diagonal")
+        scale = rescaling(pooled[:, :dim], form).diagonal()
+        rest = pooled[:, dim:].square().mean(0).clamp(min=1e-300).rsqrt()
+        return scale, self.model.split_shared(rest)
+
+    def _start_prior(self) -> Prior:
+        prior, blocks = self.problem.prior, self.model.blocks.to(self.scale.device)
+        if prior.has_values:
+            return prior.like(prior().rescaled(1 / self.scale), blocks)
+        sd = 1.0 if self.affine else START_SD
+        mean = self.model.start / self.scale
+        return prior.like(Gaussian(mean, torch.full_like(mean, sd**2)), blocks)
+
+    def _start_table(self) -> dict[str, Tensor]:
+        """Every Q_i at θ₀, narrower than the prior."""
+        prior = self.prior()
+        tasks = len(self.problem.family)
+        narrow = (RELATIVE_START * prior.sd().detach()).square().clamp(min=1e-12)
+        start = Gaussian(prior.mean.detach().expand(tasks, -1), narrow.expand(tasks, -1))
+        free = self.form.unconstrain(start, self.model.blocks)
+        return {k: v.detach().clone().contiguous().requires_grad_() for k, v in free.items()}
+
+    def _linear(self, batch: TaskBatch) -> LinearExpectation:
+        with torch.no_grad():
+            design, constant = self.model.design(batch)
+        return LinearExpectation(
+            self.model, batch, design[..., : self.model.dim], design, constant
+        )
+
+    @property
+    def deterministic(self) -> bool:
+        settled = self.affine or self.form.name == "point" or self.method.noise == "common"
+        return settled and self.method.batch is None and self.method.reset_every is None
+
+    def posteriors(self, index: Tensor | None = None) -> Gaussian:
+        """Q_i in scaled coordinates."""
+        free = self.table if index is None else {k: v[index] for k, v in self.table.items()}
+        return self.form.constrain(free, self.model.blocks)
+
+    def present_prior(self) -> Gaussian:
+        """N(θ₀, Σ₀) in scaled coordinates; at its minimiser where that is asked for."""
+        if self.method.prior_update == "closed_form" and self.prior.learn != "none":
+            with torch.no_grad():
+                self.prior = self.prior.closed_form(self.posteriors())
+            return self.prior().map(Tensor.detach)
+        return self.prior()
+
+    def unscaled(self) -> dict[str, Tensor]:
+        return {k: v * self.shared_scale.get(k, 1.0) for k, v in self.shared.items()}
+
+    def _noise(self, batch: TaskBatch, draws: int) -> Tensor:
+        """(draw, task, noise_dim) standard normals, in antithetic pairs where possible."""
+        like = self.posteriors()[: len(batch)]
+        noise = like.noise((draws + 1) // 2, self.problem.generator)
+        return torch.cat([noise, -noise])[:draws] if draws > 1 else noise
+
+    def losses(self, batch: TaskBatch, posteriors: Gaussian, noise: Tensor) -> Tensor:
+        """(task,) E_{Q_i} f_i."""
+        shared, actual = self.unscaled(), posteriors.rescaled(self.scale)
+        if self.affine:
+            whole = self.expectation is not None and len(batch) == len(self.everyone)
+            expectation = self.expectation if whole else self._linear(batch)
+            assert expectation is not None
+            weights = [shared[k].flatten() for k in self.model.shared_weights]
+            location = torch.cat([torch.zeros_like(self.scale), *weights])
+            return expectation.value(location, shared, actual)
+        if self.form.name == "point":
+            return self.model.energies(actual.mean, batch, shared)
+        return drawn_loss(self.model, batch, shared, actual, noise)
+
+    def value(self, batch: TaskBatch, noise: Tensor) -> Tensor:
+        """() M, from a batch of tasks."""
+        everyone = len(batch) == len(self.everyone)
+        posteriors = self.posteriors(None if everyone else batch.index)
+        prior = self.present_prior()
+        values = per_task(
+            self.losses(batch, posteriors, noise), posteriors, prior, self.method.objective.beta
+        )
+        penalty = self.prior.log_hyperprior(prior) if self.prior.learn == "all" else 0.0
+        return total(values, len(self.everyone)) - penalty
+
+    def parameters(self) -> list[Tensor]:
+        own = list(self.table.values())
+        if self.learn_shared:
+            own += list(self.shared.values())
+        if self.method.prior_update == "gradient":
+            own += [p for p in self.prior.parameters() if p.requires_grad]
+        return own
+
+    def reset(self, step: int) -> None:
+        """Start every m_i again at θ₀."""
+        every = self.method.reset_every
+        if every is not None and (step + 1) % every == 0:
+            with torch.no_grad():
+                self.table["mean"].copy_(self.prior().mean.expand_as(self.table["mean"]))
+
+
+def _descend(descent: _Descent) -> Trace:
+    problem, method = descent.problem, descent.method
+    if descent.deterministic:
+        return minimise(
+            lambda: descent.value(descent.everyone, descent.common),
+            descent.parameters(),
+            steps=method.steps or DETERMINISTIC_STEPS,
+            tolerance=method.tolerance,
+            callbacks=problem.callbacks,
+        )
+    batches = _stream(problem, descent.everyone)
+
+    def objective(step: int) -> Tensor:
+        batch = next(batches)
+        fresh = method.noise == "fresh" or len(batch) < len(descent.everyone)
+        noise = descent._noise(batch, method.draws) if fresh else descent.common
+        return descent.value(batch, noise)
+
+    return adam(
+        objective,
+        descent.parameters(),
+        steps=method.steps or NOISY_STEPS,
+        lr=method.lr,
+        callbacks=problem.callbacks,
+        after=descent.reset,
+    )
+
+
+def _stream(problem: Problem, everyone: TaskBatch):
+    """Batches of tasks without end; each pass takes every task once."""
+    size = problem.method.batch
+    while True:
+        if size is None or size >= len(everyone):
+            yield everyone
+        else:
+            yield from problem.family.batches(size, problem.generator)
+
+
+def _bound(descent: _Descent) -> Tensor:
+    """(task,) −M_i at β = 1, by many draws where draws are needed."""
+    with torch.no_grad():
+        posteriors = descent.posteriors()
+        noise = descent._noise(descent.everyone, EVIDENCE_DRAWS)
+        losses = descent.losses(descent.everyone, posteriors, noise)
+        return -per_task(losses, posteriors, descent.present_prior(), 1.0)
+
+
+def estimate(problem: Problem) -> Estimate:
+    """Minimise M over everything."""
+    descent = _Descent(problem, None)
+    trace = _descend(descent)
+    bound = _bound(descent)
+    with torch.no_grad():
+        shared = {k: v.detach() for k, v in descent.unscaled().items()}
+        prior = problem.prior.like(
+            descent.present_prior().rescaled(descent.scale), problem.model.blocks
+        )
+        return Estimate(
+            prior=prior,
+            shared=shared,
+            posterior=descent.posteriors().rescaled(descent.scale),
+            log_evidence=float(bound.sum()),
+            task_evidence=bound,
+            trace=trace,
+            results=_results(bound, trace),
+        )
+
+
+def adapted(
+    problem: Problem, shared: dict[str, Tensor]
+) -> tuple[Gaussian, Tensor, list[Result]]:
+    """Q_i and −M_i (task,) of a family under a prior and ψ that are held.
+
+    Args:
+        problem: with a prior that learns nothing.
+        shared: ψ.
+    """
+    descent = _Descent(problem, shared)
+    trace = _descend(descent)
+    with torch.no_grad():
+        bound = _bound(descent)
+        posterior = descent.posteriors().rescaled(descent.scale)
+    return posterior, bound, _results(bound, trace)
+
+
+def _results(bound: Tensor, trace: Trace) -> list[Result]:
+    finite = bound.isfinite().tolist()
+    return [trace.result if ok else Result.nonfinite for ok in finite]
