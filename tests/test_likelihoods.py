@@ -14,7 +14,7 @@ from scipy import integrate, stats
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 
 from bayesmeta import likelihoods as L
-from bayesmeta.likelihoods import discrete
+from bayesmeta.likelihoods import discrete, quadrature
 from bayesmeta.likelihoods.base import Likelihood
 
 F64 = torch.float64
@@ -240,6 +240,12 @@ def test_categorical_derivatives_at_zero_variance_obey_the_identity():
     assert dv[0].tolist() == pytest.approx((0.5 * curvature).tolist(), abs=1e-7)
     full = grad(f, 1)(mean, torch.zeros(1, 3, 3, dtype=F64))
     assert torch.isfinite(full).all()
+
+
+def test_without_its_shift_the_rule_has_no_derivative_at_zero_variance(monkeypatch):
+    monkeypatch.setattr(quadrature, "SHIFT_EXPONENT", 1e3)  # eps ** 1000 is 0
+    slope = grad(lambda v: L.Bernoulli().expected_log_prob(tensor(0.6), v, tensor(1.0)).sum())
+    assert not torch.isfinite(slope(tensor(0.0))).any()
 
 
 @every_case
