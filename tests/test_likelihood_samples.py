@@ -271,3 +271,14 @@ def test_check_of_successes_above_trials():
     y, trials = torch.full((1, 2), 3.0), torch.tensor([[3.0, 2.0]])
     with pytest.raises(InputError, match=r"row 2 of task '0': .*number of trials"):
         L.Binomial().check(y, trials=trials)
+
+
+def test_check_of_standard_errors():
+    y = torch.zeros(2, 2)
+    L.Gaussian().check(y, standard_error=y + 1)
+    with pytest.raises(InputError, match=r"standard_error = 0 in row 1 of task 'a': .*positive"):
+        L.Gaussian().check(y, standard_error=y, names=["a", "b"])
+    with pytest.raises(InputError, match="takes no standard_error="):
+        L.Poisson().check(y, standard_error=y + 1)
+    with pytest.raises(InputError, match="needs trials="):
+        L.Binomial().check(y)

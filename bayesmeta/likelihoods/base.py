@@ -160,6 +160,7 @@ class Likelihood(nn.Module):
         mask: Tensor | None = None,
         *,
         trials: Tensor | None = None,
+        standard_error: Tensor | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         """Refuse a response that this likelihood gives no probability.
@@ -168,20 +169,19 @@ class Likelihood(nn.Module):
             y: (task, row).
             mask: (task, row) True on real rows.
             trials: (task, row), for a binomial.
+            standard_error: (task, row), for a Gaussian.
             names: of the tasks, for the message.
 
         Raises:
             InputError: names the first impossible value, its task and its row.
         """
-        bad = ~self._possible(y.double(), trials)
-        bad = bad if mask is None else bad & mask
-        if bool(bad.any()):
-            task, row = bad.nonzero()[0].tolist()
-            name = task if names is None else names[task]
-            raise InputError(
-                f"y = {y[task, row].item():g} in row {row + 1} of task {str(name)!r}: "
-                f"{self.support} under a {self.name} likelihood"
-            )
+        self._extra(trials, standard_error, y)
+        support = f"{self.support} under a {self.name} likelihood"
+        _refuse("y", y, self._possible(y.double(), trials), support, mask, names)
+        if standard_error is not None:
+            possible = (standard_error > 0) & standard_error.isfinite()
+            support = "it must be positive and finite"
+            _refuse("standard_error", standard_error, possible, support, mask, names)
 
     def to_json(self) -> dict[str, Any]:
         """The name and the constructor's options; learned values are in `state_dict`."""
@@ -245,3 +245,20 @@ class Likelihood(nn.Module):
     def _possible(self, y: Tensor, trials: Tensor | None) -> Tensor:
         """Where y has a density; `isfinite` for real y."""
         return y.isfinite()
+
+
+def _refuse(
+    what: str,
+    values: Tensor,
+    possible: Tensor,
+    support: str,
+    mask: Tensor | None,
+    names: Sequence[str] | None,
+) -> None:
+    """Raise at the first real row whose value is not possible."""
+    bad = ~possible if mask is None else ~possible & mask
+    if bool(bad.any()):
+        task, row = bad.nonzero()[0].tolist()
+        name = task if names is None else names[task]
+        value = values[task, row].item()
+        raise InputError(f"{what} = {value:g} in row {row + 1} of task {str(name)!r}: {support}")

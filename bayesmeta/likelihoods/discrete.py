@@ -98,8 +98,7 @@ class Binomial(QuadratureLikelihood):
         return trials * prediction.sigmoid()
 
     def _possible(self, y: Tensor, trials: Tensor | None) -> Tensor:
-        if trials is None:
-            raise InputError("a binomial likelihood needs trials=")
+        assert trials is not None
         return _whole(y) & _whole(trials) & (y <= trials)
 
 
