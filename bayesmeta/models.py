@@ -348,7 +348,7 @@ class LinearPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.intercept:
-            x = torch.cat([torch.ones_like(x[..., :1]), x], -1)
+            x = torch.cat([x.new_ones(*x.shape[:-1], 1), x], -1)
         adapted = len(self.adapted)
         prediction = x[..., :adapted] @ self.adapted
         return prediction if self.shared is None else prediction + x[..., adapted:] @ self.shared
