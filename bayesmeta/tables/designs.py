@@ -139,14 +139,14 @@ def refuse_dependent(table: Table, design: Design, *, has_bias: bool) -> None:
     if np.ptp(x[:, k]) == 0:
         raise InputError(
             f"{table.source}, column {names[k]!r} is {x[0, k]:g} in every row, so its weight "
-            "cannot be told from the intercept: leave it out"
+            "cannot be estimated: leave it out"
         )
     weights = np.linalg.solve(r[:k, :k], r[:k, k])
     others = [names[i] for i in np.flatnonzero(np.abs(weights) > 1e-8)]
     quoted = joined([name if name == "the intercept" else repr(name) for name in others])
     raise InputError(
         f"{table.source}: column {names[k]!r} is an exact linear combination of {quoted}, so their "
-        f"weights cannot be told apart: leave {names[k]!r} out"
+        "weights cannot be told apart: leave one of them out"
     )
 
 
@@ -167,7 +167,7 @@ def _predictor(table: Table, name: str, coding: Coding | None) -> np.ndarray | L
     if len(found.names) == 1:
         raise InputError(
             f"{table.source}, column {raw!r} is {found.names[0]!r} in every row, so its weight "
-            "cannot be told from the intercept: leave it out"
+            "cannot be estimated: leave it out"
         )
     return found
 

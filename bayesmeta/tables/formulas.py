@@ -180,6 +180,8 @@ def _parse_right_side(right: str, text: str) -> Model:
 
 
 def _refuse_bars(right: str, text: str) -> None:
+    if right.count("`") % 2:
+        raise InputError(f"the formula {text!r} has a backquote that is not closed: close it")
     outside = "".join(right.split("`")[::2])
     if "||" in outside.replace(" ", ""):
         raise InputError(
@@ -200,8 +202,8 @@ def _task(model: Model, right: str, text: str) -> str:
         raise InputError(f"the formula {text!r} subtracts its bar: keep one (x | group)")
     if not model.common_terms:
         raise InputError(
-            f"the formula {text!r} has nothing outside its bar: put the bar in brackets, as in "
-            "y ~ x + (x | group)"
+            f"the formula {text!r} has nothing outside its bar: write the bar in brackets after "
+            "the common part, as in y ~ x + (x | group)"
         )
     if len(factors) > 1:
         raise InputError(

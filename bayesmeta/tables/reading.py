@@ -56,7 +56,7 @@ class Table:
     def row(self, position: int) -> str:
         """What to call a row: its line in an editor, or its index label in a DataFrame."""
         if self.text is None:
-            return f"index {self.frame.index[position]!r}"
+            return f"index {self.frame.index[position : position + 1].tolist()[0]!r}"
         return f"line {_line_of_record(self.text, self.delimiter, position + 1)}"
 
     def cell(self, column: str, position: int) -> str:
@@ -85,7 +85,8 @@ class Table:
         if len(places) == 0:
             return
         value = self.frame[column].iloc[places[0]] if column in self.frame.columns else ""
-        more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
+        others = len(places) - 1
+        more = f" (and {others} more row{'s' * (others > 1)})" if others else ""
         why = why.replace("{value}", repr(value) if isinstance(value, str) else str(value))
         raise InputError(f"{self.cell(column, places[0])}: {why}{more}; {what_to_do}")
 
@@ -256,7 +257,7 @@ def _refuse_ragged(text: str, delimiter: str, width: int, source: str) -> None:
     wrong = np.flatnonzero(fields != width)
     if len(wrong):
         line = _line_of_record(text, delimiter, int(wrong[0]))
-        count = fields[wrong[0]]
+        count = int(fields[wrong[0]])
         raise InputError(
             f"{source}, line {line} has {count} field{'s' * (count != 1)} but the header has "
             f"{width}: correct the line, or quote a value that holds a {DELIMITERS[delimiter]}"
