@@ -1,0 +1,240 @@
+"""The command line: `bayesmeta fit · adapt · predict · plot · check · demo`.
+
+Results go to stdout, progress and errors to stderr. Bad input is one sentence and exit code 2.
+Everything heavy is imported inside the commands' work, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bayesmeta import __version__, commands, report
+from bayesmeta.atomic import refuse_existing
+from bayesmeta.commands import Choices, Columns
+from bayesmeta.console import ProgressBar, plainly, show, show_json
+from bayesmeta.results import InputError
+
+app = typer.Typer(
+    name="bayesmeta",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, from `bayesmeta fit`.")]
+New = Annotated[Path, typer.Argument(metavar="NEW.csv", help="A CSV with the fitted columns.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+OutCsv = Annotated[Path | None, typer.Option("--out", help="Write every row to this CSV.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Fit a Gaussian prior over a model's weights to a family of related tasks.
+
+    Start with: bayesmeta fit DATA.csv --formula "y ~ x + (x | task)"
+    """
+
+
+@app.command()
+@plainly
+def fit(
+    data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="One row per observation.")],
+    formula: Annotated[
+        str | None, typer.Option(help='Like lme4: "y ~ x + (x | task)"; in the bar = adapted.')
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The column that names the task.")] = None,
+    x: Annotated[
+        list[str] | None, typer.Option(help="Predictors: repeat, or a,b; none: intercept only.")
+    ] = None,
+    y: Annotated[str | None, typer.Option(help="The response, or successes/trials.")] = None,
+    likelihood: Annotated[
+        str,
+        typer.Option(
+            help="gaussian, student_t, bernoulli, binomial, categorical, poisson, negative_binomial"
+        ),
+    ] = "gaussian",
+    net: Annotated[str | None, typer.Option(help="A tanh network of these widths: 40,40")] = None,
+    method: Annotated[str, typer.Option(help="How to fit.")] = "joint",
+    covariance: Annotated[
+        str,
+        typer.Option(
+            "--covariance",
+            "--posterior",
+            help="Of each task's posterior: full, diagonal, lowrank(r), point.",
+        ),
+    ] = "full",
+    prior: Annotated[
+        str, typer.Option(help="Of the prior: full, diagonal, lowrank(r), block, isotropic.")
+    ] = "full",
+    hyperprior: Annotated[
+        str | None, typer.Option(help="boundary-avoiding keeps every prior sd above zero.")
+    ] = None,
+    reml: Annotated[
+        bool, typer.Option("--reml", help="Restricted maximum likelihood (exact fits).")
+    ] = False,
+    offset: Annotated[str | None, typer.Option(help="Column added to the predictor.")] = None,
+    exposure: Annotated[str | None, typer.Option(help="Column whose log is an offset.")] = None,
+    standard_error: Annotated[
+        str | None, typer.Option(help="Column of known standard errors of y.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Outer steps at most.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tasks per step; all by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/<name of DATA> by default.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a prior to the tasks of a CSV, and save it as a run folder."""
+    columns = Columns(
+        formula, task, _split(x), y, offset, exposure, standard_error, likelihood
+    )
+    choices = Choices(
+        _widths(net), method, covariance, prior, hyperprior, reml, steps, batch, seed, device
+    )
+    run = out if out is not None else Path("runs") / data.stem
+    with ProgressBar("fitting", hidden=quiet) as progress:
+        fitted = commands.fit_table(
+            data, columns, choices, out=run, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        show_json(fitted.record() | {"run": str(run)})
+    elif not quiet:
+        show(report.fit_report(fitted, run))
+
+
+@app.command()
+@plainly
+def adapt(
+    run: Run, new: New, out: OutCsv = None, overwrite: Overwrite = False, quiet: Quiet = False
+) -> None:
+    """Posteriors of new tasks under a fitted prior: mean and sd of every weight."""
+    _check_csv(out, overwrite)
+    adapted, rows = commands.adapt_run(run, new)
+    _deliver(f"Posteriors of {len(adapted.posterior.tasks)} tasks", rows, out, quiet)
+
+
+@app.command()
+@plainly
+def predict(
+    run: Run,
+    new: New,
+    support: Annotated[
+        Path | None, typer.Option(help="CSV of rows with responses to adapt new tasks on.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Mass of the predictive intervals.")] = 0.9,
+    draws: Annotated[int, typer.Option(help="Predictive draws.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    out: OutCsv = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predictions for every row of a CSV: mean, sd and interval, beside the row itself."""
+    from bayesmeta.predicting import predict_run
+
+    _check_csv(out, overwrite)
+    rows = predict_run(run, new, support=support, level=level, draws=draws, seed=seed)
+    _deliver(f"Predictions, {level:.0%} intervals", rows, out, quiet)
+
+
+@app.command()
+@plainly
+def plot(
+    run: Run,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=commands.FIGURES)],
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.svg, .png or .pdf; RUN/NAME.svg by default.")
+    ] = None,
+    coordinate: Annotated[
+        list[str] | None, typer.Option(help="A weight by name; repeat for more.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task by name; repeat for more.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a figure of a run."""
+    path, caption = commands.plot_run(
+        run, name, out=out, coordinates=coordinate or (), tasks=task or ()
+    )
+    if not quiet:
+        show(report.figure_report(path, caption))
+
+
+@app.command()
+@plainly
+def check(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """How far a run is to be trusted: convergence, Pareto k̂ per task, calibration."""
+    from bayesmeta.checking import check_run
+
+    checks = check_run(run)
+    if as_json:
+        show_json(checks)
+    elif not quiet:
+        show(report.check_report(checks))
+
+
+@app.command()
+@plainly
+def demo(
+    out: Annotated[Path, typer.Option(help="A folder for the runs and figures.")] = Path("demo"),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the bundled radon data and eight schools, and draw their figures."""
+    from bayesmeta.demo import run_examples
+
+    with ProgressBar("fitting", hidden=quiet) as progress:
+        for example, fitted, run, figures in run_examples(
+            out, overwrite=overwrite, progress=progress
+        ):
+            if not quiet:
+                show(report.example_report(example.about, fitted, run, figures))
+
+
+def _split(x: list[str] | None) -> tuple[str, ...]:
+    parts = [part.strip() for item in x or () for part in item.split(",")]
+    return tuple(part for part in parts if part)
+
+
+def _widths(net: str | None) -> tuple[int, ...]:
+    if net is None:
+        return ()
+    parts = [part.strip() for part in net.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--net wants the widths of hidden layers, such as 40,40, not {net!r}")
+    return tuple(map(int, parts))
+
+
+def _check_csv(out: Path | None, overwrite: bool) -> None:
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite, run=False)
+
+
+def _deliver(title: str, rows: commands.Rows, out: Path | None, quiet: bool) -> None:
+    if out is not None:
+        commands.write_csv(out, rows)
+    if not quiet:
+        show(report.rows_report(title, rows, out))
+
+
+def main() -> None:
+    """The entry point `bayesmeta`."""
+    app()

@@ -1,0 +1,245 @@
+"""What each command does between its options and its report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayesmeta.atomic import refuse_existing, whole_file, whole_folder
+from bayesmeta.results import InputError
+
+if TYPE_CHECKING:
+    from bayesmeta.fit import Fit
+    from bayesmeta.models import Model
+    from bayesmeta.tasks import TableInfo, TaskFamily
+
+FIGURES = "spread, shrinkage, predictive, prior, trace or calibration"
+DATA = Path(__file__).parent / "data"
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A result for a CSV.
+
+    Args:
+        header: names of the columns.
+        cells: rows of strings and numbers.
+        remarks: sentences about them, for a person.
+    """
+
+    header: Sequence[str]
+    cells: Sequence[Sequence[Any]]
+    remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what: a formula, or task, x and y.
+
+    Args:
+        formula: lme4-style, e.g. "Reaction ~ Days + (Days | Subject)".
+        task, y: column names; y may be "successes/trials".
+        x: predictors; none means an intercept only.
+        offset, exposure, standard_error: column names.
+        likelihood: by name.
+    """
+
+    formula: str | None = None
+    task: str | None = None
+    x: Sequence[str] = ()
+    y: str | None = None
+    offset: str | None = None
+    exposure: str | None = None
+    standard_error: str | None = None
+    likelihood: str = "gaussian"
+
+    def read(self, path: Path) -> TaskFamily:
+        """The family of tasks in a CSV.
+
+        Raises:
+            InputError: the choice of columns is incomplete or double, or the table is bad.
+        """
+        from bayesmeta.tables import family_from_csv, family_from_formula
+
+        special: dict[str, Any] = {
+            "offset": self.offset,
+            "exposure": self.exposure,
+            "standard_error": self.standard_error,
+            "likelihood": self.likelihood,
+        }
+        named = self.task is not None or self.y is not None or len(self.x) > 0
+        if self.formula is not None:
+            if named:
+                raise InputError("give either --formula or --task, --x and --y, not both")
+            return family_from_formula(self.formula, path, **special)
+        if self.task is None or self.y is None:
+            raise InputError(
+                "say which columns to use: --task TASK --x X --y Y, "
+                'or --formula "y ~ x + (x | task)"'
+            )
+        return family_from_csv(path, task=self.task, x=list(self.x), y=self.y, **special)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to fit.
+
+    Args:
+        net: hidden widths of a tanh network; none is the linear predictor.
+        method: by name.
+        covariance: form of every Q_i.
+        prior: form of Σ₀.
+        hyperprior: None or "boundary-avoiding".
+        reml: integrate the prior mean and the shared coefficients out (exact fits only).
+        steps, batch: None leaves them to the method.
+        seed, device: of the fit.
+    """
+
+    net: tuple[int, ...] = ()
+    method: str = "joint"
+    covariance: str = "full"
+    prior: str = "full"
+    hyperprior: str | None = None
+    reml: bool = False
+    steps: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str | None = None
+
+    def build(self, family: TaskFamily, likelihood: str) -> Model:
+        from bayesmeta import likelihoods, models
+
+        options: dict[str, Any] = {}
+        if likelihood == "categorical":
+            if not self.net:
+                raise InputError("a categorical response needs a network: add --net 40,40")
+            options["classes"] = int(family.tensors["y"].max()) + 1
+        built = likelihoods.by_name(likelihood, **options)
+        if self.net:
+            return models.mlp(self.net, family, built, seed=self.seed)
+        return models.linear(family, built)
+
+    def run(self, family: TaskFamily, likelihood: str, progress: Progress) -> Fit:
+        """Fit the family; everything the user can get wrong here is an InputError."""
+        from bayesmeta import methods
+        from bayesmeta.fit import fit
+        from bayesmeta.prior import Prior
+
+        if self.method != "joint":
+            raise InputError(f"there is no method {self.method!r}: use joint")
+        method = methods.joint(covariance=self.covariance, steps=self.steps, batch=self.batch)
+        return fit(
+            self.build(family, likelihood),
+            family,
+            method=method,
+            prior=Prior(self.prior, hyperprior=self.hyperprior),
+            seed=self.seed,
+            device=usable_device(self.device),
+            callbacks=(progress,),
+            reml=self.reml,
+        )
+
+
+def usable_device(name: str | None) -> str | None:
+    """The device by name, tried with one number.
+
+    Raises:
+        InputError: torch does not know it, or this machine does not have it.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {name!r} cannot be used ({reason}): try cpu") from None
+    return name
+
+
+def fit_table(
+    path: Path,
+    columns: Columns,
+    choices: Choices,
+    *,
+    out: Path,
+    overwrite: bool,
+    progress: Progress,
+) -> Fit:
+    """Read, fit and save; the run folder appears complete or not at all."""
+    refuse_existing(out, overwrite=overwrite, run=True)
+    family = columns.read(path)
+    fitted = choices.run(family, columns.likelihood, progress)
+    with whole_folder(out, overwrite=overwrite) as folder:
+        fitted.save(folder)
+    return fitted
+
+
+def open_run(run: Path) -> Fit:
+    """A saved fit.
+
+    Raises:
+        InputError: there is no run there.
+    """
+    from bayesmeta.fit import load
+
+    if not (run / "run.json").is_file():
+        raise InputError(f"{run} is not a run folder: give the --out of a `bayesmeta fit`")
+    return load(run)
+
+
+def table_of(fit: Fit) -> TableInfo:
+    table = fit.family.table
+    if table is None:
+        raise InputError("this run was not fitted to a table, so no CSV can be read the same way")
+    return table
+
+
+def adapt_run(run: Path, new: Path) -> tuple[Fit, Rows]:
+    """Posteriors of new tasks, one row per task and coordinate."""
+    from bayesmeta.tables import family_like
+
+    fitted = open_run(run)
+    adapted = fitted.adapt(family_like(table_of(fitted), new))
+    q = adapted.posterior
+    rows = [
+        (task, name, mean, sd)
+        for task, means, sds in zip(q.tasks, q.mean.tolist(), q.sd().tolist(), strict=True)
+        for name, mean, sd in zip(q.names, means, sds, strict=True)
+    ]
+    return adapted, Rows(("task", "coordinate", "mean", "sd"), rows)
+
+
+def plot_run(
+    run: Path,
+    name: str,
+    *,
+    out: Path | None,
+    coordinates: Sequence[str],
+    tasks: Sequence[str],
+) -> tuple[Path, str]:
+    """Draw a figure of a run: where it was written, and its caption."""
+    from bayesmeta import plots
+
+    fitted = open_run(run)
+    options: dict[str, Any] = {}
+    if coordinates:
+        options["coordinates"] = list(coordinates)
+    if tasks:
+        options["tasks"] = list(tasks)
+    figure = plots.draw(name, fitted, **options)
+    path = plots.save(figure, out if out is not None else run / f"{name}.svg")
+    return path, plots.caption(name, fitted, **options)
+
+
+def write_csv(path: Path, rows: Rows) -> None:
+    """A CSV in which every float comes back as the same float."""
+    with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows.header)
+        writer.writerows(rows.cells)

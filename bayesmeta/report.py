@@ -1,0 +1,163 @@
+"""What a person reads at the end of a command: tables of numbers, sentences, nothing computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from bayesmeta.commands import Rows
+    from bayesmeta.fit import Fit
+
+MOST_COORDINATES = 20
+MOST_CORRELATIONS = 6
+MOST_ROWS = 30
+
+
+def number(value: float) -> str:
+    """Five significant digits, with a true minus sign; an empty cell for what is not known.
+
+    Example:
+        >>> number(251.40510485), number(-0.656136), number(float("nan"))
+        ('251.41', '−0.65614', '')
+    """
+    return "" if value != value else f"{value:.5g}".replace("-", "−")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table: the first column names the row, the others hold numbers."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for place, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def sentences(title: str, lines: Sequence[str]) -> list[RenderableType]:
+    """A heading and a line each; nothing at all when there are none."""
+    if not lines:
+        return []
+    return [Text(title, style="bold"), *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)]
+
+
+def fit_report(fit: Fit, run: Path) -> Group:
+    """The table at the end of `bayesmeta fit`.
+
+    Args:
+        fit: the fit.
+        run: its run folder.
+    """
+    record = fit.record()
+    known = fit.family.table
+    data = f"{record['tasks']} tasks, {record['observations']} observations"
+    head = f"{known.formula or known.response} · {data}" if known else data
+    evidence = f"{record['log_evidence']:.3f}".replace("-", "−")
+    body: list[RenderableType] = [Text(head, style="bold"), Text(), _prior_table(fit, record)]
+    if record["shared"]:
+        body.append(_shared_table(record["shared"], fit.standard_errors))
+    if record["noise"] is not None:
+        body.append(Text(f"Noise sd      {number(record['noise'])}"))
+    body += [
+        Text(f"Log evidence  {evidence} nats ({record['evidence_kind']})"),
+        Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),
+    ]
+    flagged = [f"{flag['task']}: {flag['why']}" for flag in record["flagged"]]
+    body += sentences("Tasks that need a look", _shortened(flagged))
+    body += sentences("Notes", fit.notes)
+    body.append(Text(f"{number(record['seconds'])} s, saved in {run}"))
+    return Group(*body)
+
+
+def _prior_table(fit: Fit, record: Mapping[str, Any]) -> Table:
+    names = list(record["theta0"])
+    if len(names) > MOST_COORDINATES:
+        return _prior_summary(record)
+    errors = [fit.standard_errors.get(name) for name in names]
+    with_errors = any(e is not None for e in errors)
+    correlated = 1 < len(names) <= MOST_CORRELATIONS
+    columns = ["Prior", "mean", *["s.e."] * with_errors, "sd"]
+    columns += ["correlation", *[""] * (len(names) - 2)] * correlated
+    rows = []
+    for i, name in enumerate(names):
+        row = [name, number(record["theta0"][name])]
+        if with_errors:
+            row.append("" if errors[i] is None else number(float(errors[i])))
+        row.append(number(record["prior_sd"][name]))
+        if correlated:
+            row += [_correlation(record, i, j) for j in range(len(names) - 1)]
+        rows.append(row)
+    return table("", columns, rows)
+
+
+def _correlation(record: Mapping[str, Any], i: int, j: int) -> str:
+    value = record["prior_correlation"][i][j]
+    return f"{value:.3f}".replace("-", "−") if j < i and value is not None else ""
+
+
+def _prior_summary(record: Mapping[str, Any]) -> Table:
+    """For a network: the weights' means and sds by their quantiles, not one by one."""
+    rows = []
+    for label, values in (("mean", record["theta0"]), ("sd", record["prior_sd"])):
+        ordered = sorted(values.values())
+        places = [0, len(ordered) // 4, len(ordered) // 2, 3 * len(ordered) // 4, len(ordered) - 1]
+        rows.append([label, *(number(ordered[place]) for place in places)])
+    columns = [f"Prior of {len(record['theta0'])} weights", "least", "25 %", "median", "75 %", "most"]
+    return table("", columns, rows)
+
+
+def _shared_table(shared: Mapping[str, Any], errors: Mapping[str, Any]) -> Table:
+    """Shared coefficients; one that is an array is told by its size."""
+    rows = []
+    for name, value in shared.items():
+        cell = number(value) if isinstance(value, float) else f"{_count(value)} values"
+        rows.append([name, cell, number(float(errors[name])) if name in errors else ""])
+    return table("", ["Shared", "value", "s.e."], rows)
+
+
+def _count(value: Any) -> int:
+    return sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+def rows_report(title: str, rows: Rows, out: Path | None) -> Group:
+    """The first rows of a result, where the rest is, and what is to be said about it.
+
+    Args:
+        title: what the rows are.
+        rows: the result.
+        out: the CSV that has every row, if one was written.
+    """
+    if out is not None:
+        body: list[RenderableType] = [Text(f"{title}: {len(rows.cells)} rows in {out}")]
+    else:
+        cells = [[number(c) if isinstance(c, float) else str(c) for c in row] for row in rows.cells]
+        body = [table(title, rows.header, cells[:MOST_ROWS])]
+        if len(cells) > MOST_ROWS:
+            body.append(Text(f"... and {len(cells) - MOST_ROWS} more; --out FILE.csv writes all"))
+    return Group(*body, *map(Text, rows.remarks))
+
+
+def figure_report(path: Path, caption: str) -> Group:
+    """Where a figure is, and what it shows in this fit's numbers."""
+    return Group(Text(str(path)), Padding(Text(caption), (0, 0, 0, 2), expand=False))
+
+
+def example_report(
+    about: str, fit: Fit, run: Path, figures: Sequence[tuple[Path, str]]
+) -> Group:
+    """One fit of the demonstration, with its figures."""
+    drawn = [figure_report(path, caption) for path, caption in figures]
+    return Group(Text(about, style="bold"), Text(), fit_report(fit, run), *drawn, Text())
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    if len(lines) <= MOST_ROWS:
+        return lines
+    return [*lines[:MOST_ROWS], f"... and {len(lines) - MOST_ROWS} more; --json lists all"]
