@@ -51,7 +51,7 @@ def adapt_tasks(
 
 
 def vague_estimates(
-    model: Model, prior: Gaussian, posteriors: Gaussian, solver: str, family: TaskFamily
+    model: Model, prior: Gaussian, posteriors: Gaussian, family: TaskFamily
 ) -> Gaussian:
     """Q_i under a prior a thousand times as wide, NaN where even that prior still decides.
 
@@ -59,17 +59,19 @@ def vague_estimates(
         model: with fitted ψ.
         prior: the fitted N(θ₀, Σ₀).
         posteriors: fitted Q_i, where the search begins.
-        solver: of the fit; the gradient solver has no such estimate, and all is NaN.
         family: the tasks, in internal units.
+
+    Returns:
+        Gaussians with a task axis; all NaN for a model with many weights that is not linear.
     """
     nothing = torch.full_like(posteriors.mean, torch.nan)
-    if solver == "gradient":
+    if not (exact.handles(model, family) or profile.handles(model, family)):
         return Gaussian(nothing, nothing)
     typical = torch.maximum(prior.sd(), posteriors.sd().mean(0))
     typical = torch.where(typical > 0, typical, prior.mean.abs().clamp(min=1.0))
     wide = Gaussian(prior.mean, None, torch.diag(VAGUE * typical))
     shared = {k: v.detach() for k, v in model.shared.items()}
-    if solver == "exact":
+    if exact.handles(model, family):
         estimate, _ = exact.adapted(model, wide, shared, family)
     else:
         narrow = torch.diag_embed((0.1 * typical).square().expand(posteriors.mean.shape))

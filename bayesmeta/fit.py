@@ -78,6 +78,8 @@ def fit(
     standardisation = _standardisation(model, family, standardise)
     inside = family if standardisation is None else standardisation.apply(family)
     if model.likelihood is not None:
+        if standardisation is not None and standardisation.y_scale != 1:
+            model.likelihood = model.likelihood.rescale(1 / standardisation.y_scale)
         _initialise(model, inside)
     notes = list(family.table.notes) if family.table else []
     prior = _checked_prior(prior, method, model, family, notes)
@@ -122,8 +124,7 @@ def _prepared(model: Model, family: TaskFamily) -> Model:
 def _initialise(model: Model, family: TaskFamily) -> None:
     likelihood = model.require_likelihood()
     y = model.response(family.tensors)
-    options = {k: v for k, v in family.tensors.items() if k == "trials"}
-    likelihood.check(y, family.mask, names=family.names, **options)
+    likelihood.check(y, family.mask, names=family.names, **model.options(family.tensors))
     likelihood.initialise(y, family.mask)
 
 

@@ -243,9 +243,8 @@ class Fit:
     def no_pooling(self) -> Named:
         """Each task's estimate from its own rows alone (ψ held); NaN where they do not suffice."""
         estimate = vague_estimates(
-            self.model, self.prior.gaussian, self.posterior.gaussian, self.solver,
-            self.internal(self.family),
-        )  # fmt: skip
+            self.model, self.prior.gaussian, self.posterior.gaussian, self.internal(self.family)
+        )
         return Named(self.model.names, estimate, self.family.names)
 
     def draws(self, family: TaskFamily, n: int, generator: torch.Generator) -> Tensor:

@@ -97,19 +97,19 @@ class Method:
                 raise InputError(f"{name} must be at least 1, not {value}")
         if not (self.lr > 0 and self.tolerance > 0):
             raise InputError("lr and tolerance must be positive")
-        full = self.posterior.form.name == "full"
-        if self.solver in ("exact", "profile") and not full:
+        if self.solver in ("exact", "profile") and not self.solves_posteriors:
             raise InputError(
-                f'solver="{self.solver}" finds the best full Gaussian Q_i; for '
-                f'covariance="{self.posterior.covariance}" use solver="gradient"'
+                f'solver="{self.solver}" finds the best full Gaussian Q_i of all tasks: with '
+                f'another covariance, beta, batch= or reset_every= use solver="gradient"'
             )
-        if self.solver in ("exact", "profile") and self.objective.beta != 1:
-            raise InputError(f'solver="{self.solver}" needs beta=1; use solver="gradient"')
-        joint_only = self.batch is not None or self.reset_every is not None
-        if self.solver in ("exact", "profile") and joint_only:
-            raise InputError('batch= and reset_every= belong to solver="gradient"')
         if self.batch is not None and self.prior_update == "closed_form":
             raise InputError("the closed-form prior update needs every task: leave batch= out")
+
+    @property
+    def solves_posteriors(self) -> bool:
+        """Whether what is asked for is M's minimum over full Gaussian Q_i of all tasks."""
+        plain = self.batch is None and self.reset_every is None and self.objective.beta == 1
+        return plain and self.posterior.form.name == "full"
 
     @property
     def kl(self) -> str:

@@ -225,7 +225,7 @@ class TaskFamily:
 
     def _reorder(self, order: Tensor, keep: Tensor) -> TaskFamily:
         """Rows in a new order, those kept first, the rest padded by the first kept row."""
-        first = keep.to(torch.int8).argsort(1, descending=True, stable=True)
+        first = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         width = int(keep.sum(1).max())
         mask = keep.gather(1, first)[:, :width]
         rows = order.gather(1, first)[:, :width]

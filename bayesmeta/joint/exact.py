@@ -30,16 +30,15 @@ ZERO_SD = 3e-3
 SNAP_NATS = 1e-5
 
 
+def handles(model: Model, family: TaskFamily) -> bool:
+    """Gaussian noise, and a prediction affine in (θ, ψ) jointly."""
+    gaussian = getattr(model.likelihood, "name", None) == "gaussian"
+    return gaussian and model.is_affine(family, jointly=True)
+
+
 def applies(problem: Problem) -> bool:
-    """Full Q_i, Gaussian noise, and a prediction affine in (θ, ψ) jointly."""
-    model = problem.model
-    likelihood = model.likelihood
-    if problem.method.posterior.form.name != "full" or problem.method.objective.beta != 1:
-        return False
-    if problem.method.batch is not None or problem.method.reset_every is not None:
-        return False
-    gaussian = getattr(likelihood, "name", None) == "gaussian"
-    return gaussian and model.is_affine(problem.family, jointly=True)
+    """Full Q_i and full batches, for a model it handles."""
+    return problem.method.solves_posteriors and handles(problem.model, problem.family)
 
 
 def known_errors(model: Model, batch: TaskBatch) -> Tensor | None:

@@ -24,7 +24,8 @@ from bayesmeta.tasks import TaskBatch
 START_SD = 0.1
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 3000
-EVIDENCE_DRAWS = 64
+EVIDENCE_DRAWS = 256
+POOLED_STEPS = 200
 RELATIVE_START = 0.3
 
 
@@ -36,6 +37,8 @@ class _Descent:
         self.model, self.method = problem.model, problem.method
         self.form: Form = self.method.posterior.form
         self.affine = self.model.is_affine(problem.family, jointly=True)
+        self.everyone = problem.family.batch()
+        self.expectation = self._linear(self.everyone) if self.affine else None
         self.scale, self.shared_scale = self._scales()
         self.learn_shared = shared is None
         start = self.model.shared if shared is None else shared
@@ -44,19 +47,18 @@ class _Descent:
             for k, v in start.items()
         }
         self.prior = self._start_prior()
+        if self.affine and self.learn_shared and not problem.prior.has_values:
+            self._pool()
         self.table = self._start_table()
-        self.common = self._noise(problem.family.batch(), self.method.draws)
-        self.everyone = problem.family.batch()
-        self.expectation = self._linear(self.everyone) if self.affine else None
+        self.common = self._noise(self.everyone, self.method.draws)
 
     def _scales(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Typical 1 / |column| of the design, so that weights in any units descend alike."""
-        like = self.model.start
-        if not self.affine:
-            return torch.ones_like(like), {}
-        with torch.no_grad():
-            design, _ = self.model.design(self.problem.family.batch())
-        pooled, dim = design.flatten(0, 1), self.model.dim
+        """Typical |y| / |column| of the design, so that weights in any units descend alike."""
+        if self.expectation is None:
+            return torch.ones_like(self.model.start), {}
+        response = self.model.require_likelihood().summary().get("scale", 1.0)
+        pooled = self.expectation.fixed.flatten(0, 1) / response
+        dim = self.model.dim
         tied = self.problem.prior.form.name in ("isotropic", "block")
         form = Form("isotropic") if tied else Form("diagonal")
         scale = rescaling(pooled[:, :dim], form).diagonal()
@@ -70,6 +72,16 @@ class _Descent:
         sd = 1.0 if self.affine else START_SD
         mean = self.model.start / self.scale
         return prior.like(Gaussian(mean, torch.full_like(mean, sd**2)), blocks)
+
+    def _pool(self) -> None:
+        """Start θ₀ and ψ where M is smallest with every task at θ₀."""
+        parameters = [self.prior.free["mean"], *self.shared.values()]
+
+        def objective() -> Tensor:
+            point = Gaussian(self.prior.free["mean"].expand(len(self.everyone), -1))
+            return self.losses(self.everyone, point, point.mean[None]).sum()
+
+        minimise(objective, parameters, steps=POOLED_STEPS, tolerance=1e-3)
 
     def _start_table(self) -> dict[str, Tensor]:
         """Every Q_i at θ₀, narrower than the prior."""

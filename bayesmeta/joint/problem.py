@@ -111,10 +111,10 @@ class CovarianceRoot:
 
     def snap(self, threshold: float, objective: Callable[[], Tensor], *, slack: float) -> None:
         """Put directions with sd below `threshold` at exactly zero, if M rises by ≤ `slack`."""
-        before = float(objective())
+        before = objective().detach()
         saved = [p.detach().clone() for p in self.parameters]
         self._zero_below(threshold)
-        if not float(objective()) <= before + slack:
+        if not bool(objective().detach() <= before + slack):
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, saved, strict=True):
                     parameter.copy_(value)

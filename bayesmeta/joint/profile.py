@@ -33,14 +33,16 @@ SNAP_NATS = 1e-4
 TOLERANCE = 1e-8
 
 
+def handles(model: Model, family: TaskFamily) -> bool:
+    """An expectation that can be computed without draws, and few weights."""
+    if model.dim > DIM_LIMIT:
+        return False
+    return model.dim <= NODE_DIM_LIMIT or model.is_affine(family, jointly=True)
+
+
 def applies(problem: Problem) -> bool:
-    """Full Q_i, full batches, and an expectation that can be computed without draws."""
-    method, model = problem.method, problem.model
-    if method.posterior.form.name != "full" or method.objective.beta != 1:
-        return False
-    if method.batch is not None or method.reset_every is not None or model.dim > DIM_LIMIT:
-        return False
-    return model.dim <= NODE_DIM_LIMIT or model.is_affine(problem.family, jointly=True)
+    """Full Q_i and full batches, for a model it handles."""
+    return problem.method.solves_posteriors and handles(problem.model, problem.family)
 
 
 @dataclass(frozen=True, eq=False)
