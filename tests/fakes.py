@@ -128,9 +128,7 @@ def fake_fit(
     columns = ("Intercept", "Days", "I(Days ** 2)")[:dim]
     info = TableInfo("sleep.csv", "Subject", "Reaction", columns, columns, "Reaction ~ ...")
     given = names or [str(300 + i) for i in range(tasks)]
-    family = TaskFamily(
-        {"x": x, "y": y}, mask=mask, names=given, table=info if table else None
-    )
+    family = TaskFamily({"x": x, "y": y}, mask=mask, names=given, table=info if table else None)
     return FakeFit(family, Named(columns, mean, cov), scale=25.0)
 
 

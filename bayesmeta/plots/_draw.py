@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from bayesmeta.plots._calibration import calibration, calibration_caption
 from bayesmeta.plots._predictive import predictive_caption, predictive_grid
 from bayesmeta.plots._prior import prior, prior_caption
-from bayesmeta.plots._reading import array, label, position
+from bayesmeta.plots._reading import array, position
 from bayesmeta.plots._shrinkage import shrinkage, shrinkage_caption
 from bayesmeta.plots._spread import height, spread, spread_caption
-from bayesmeta.plots._style import DOUBLE, new_figure, style
+from bayesmeta.plots._style import DOUBLE, figure_key, new_figure, style
 from bayesmeta.plots._trace import trace, trace_caption
 from bayesmeta.results import InputError
 
@@ -99,26 +99,6 @@ def _panels(
     return fig, axes[:count]
 
 
-def _one_legend(fig: Figure, axes: list[Axes]) -> None:
-    """One legend above all panels."""
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        entries.update(zip(labels, handles, strict=True))
-    room = fig.get_figwidth() * 72
-    columns = max(1, int(room // (7 * (0.55 * max(map(len, entries)) + 3.5))))
-    with style():
-        fig.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside upper center",
-            ncols=min(columns, len(entries)),
-            frameon=False,
-            handlelength=1.6,
-            columnspacing=1.4,
-        )
-
-
 def _spread(
     fit: Fit,
     *,
@@ -129,12 +109,13 @@ def _spread(
     level: float = 0.9,
     no_pooling: Any = None,
 ) -> Figure:
-    """One panel per coordinate; all share the order of tasks of the first."""
+    """One panel per coordinate, all in the order of the first; sorted apart without names."""
     chosen = _coordinates(fit, coordinates)
     alone = fit.no_pooling() if no_pooling is None else no_pooling
     each = height(len(fit.posterior.tasks), max_labels)
     fig, axes = _panels(len(chosen), width, each)
-    order = chosen[0] if sort is True else sort
+    named = len(fit.posterior.tasks) <= max_labels
+    order = chosen[0] if sort is True and named else sort
     columns = max(1, min(len(chosen), int(width / PANEL)))
     with style():
         for i, (coordinate, ax) in enumerate(zip(chosen, axes, strict=True)):
@@ -151,7 +132,7 @@ def _spread(
             if i % columns:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)
-    _one_legend(fig, axes)
+    figure_key(fig, axes)
     return fig
 
 
@@ -162,8 +143,10 @@ def _spread_caption(
     alone = options.pop("no_pooling", None)
     alone = fit.no_pooling() if alone is None else alone
     text = " ".join(spread_caption(fit, c, no_pooling=alone, **options) for c in chosen)
+    named = len(fit.posterior.tasks) <= options.get("max_labels", 40)
     if len(chosen) > 1 and options.get("sort", True) is True:
-        text += f" Rows are in the order of {label(fit, chosen[0])} in every panel."
+        order = f"All panels have the order of {fit.prior.names[chosen[0]]}"
+        text += f" {order if named else 'Each panel is sorted by itself'}."
     return text + _left_out(fit, chosen, coordinates)
 
 
@@ -196,7 +179,7 @@ def _shrinkage(
     with style():
         for pair, ax in zip(pairs, axes, strict=True):
             shrinkage(fit, *pair, ax=ax, no_pooling=alone, legend=False)
-    _one_legend(fig, axes)
+    figure_key(fig, axes)
     return fig
 
 
@@ -219,7 +202,7 @@ def _prior(
     with style():
         for coordinate, ax in zip(chosen, axes, strict=True):
             prior(fit, coordinate, ax=ax, legend=False)
-    _one_legend(fig, axes)
+    figure_key(fig, axes)
     return fig
 
 
@@ -267,7 +250,7 @@ _CAPTIONS: dict[str, Callable[..., str]] = {
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "spread": ("coordinates", "width", "sort", "max_labels", "level", "no_pooling"),
     "shrinkage": ("coordinates", "width", "no_pooling"),
-    "predictive": ("tasks", "x", "draws", "seed", "width"),
+    "predictive": ("tasks", "x", "draws", "seed", "width", "sharey"),
     "prior": ("coordinates", "width"),
     "trace": ("width",),
     "calibration": ("width", "family", "prediction", "levels", "draws", "seed"),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from bayesmeta.plots._fan import DRAWS, Fan, fans, x_label, y_label
+from bayesmeta.plots._fan import DRAWS, Fan, fans, shows_probability, x_column, x_label, y_label
 from bayesmeta.plots._reading import Array, array, task_positions
 from bayesmeta.plots._style import (
     COLOURS,
     DOUBLE,
     SINGLE,
+    figure_key,
     key,
     new_axes,
     new_figure,
+    percent,
     plain,
+    round_ticks,
+    small,
     style,
     tint,
 )
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
 LEVELS = (0.95, 0.8, 0.5)
-TINTS = (0.16, 0.32, 0.55)
+_SHADES = [(percent(level), shade) for level, shade in zip(LEVELS, (0.16, 0.32, 0.55), strict=True)]
 ALL_TASKS = 20
 SOME_TASKS = 12
 
@@ -47,6 +51,7 @@ def predictive(
 
     p(y | x, S_i) = ∫ p(y | x, θ) Q_i(θ) dθ, by draws. Along a continuous column that can vary by
     itself the fan is on a grid over the range of all tasks; otherwise each row has its own bar.
+    Counts of trials are drawn as proportions, and of a binary y the fan is of p(y = 1 | x, θ).
 
     Args:
         fit: a fit.
@@ -67,11 +72,13 @@ def predictive(
     if ax is None:
         ax = new_axes(SINGLE, 2.6)
     _draw(ax, fan)
+    _set_ticks(ax, [fan])
     ax.set_xlabel(x_label(fit, x))
     ax.set_ylabel(y_label(fit))
-    ax.set_title(plain(fan.task), loc="right")
     if legend:
-        key(ax)
+        key(ax, title=plain(fan.task))
+    else:
+        ax.set_title(plain(fan.task))
     return ax
 
 
@@ -83,8 +90,12 @@ def predictive_grid(
     draws: int = DRAWS,
     seed: int = 0,
     width: float = DOUBLE,
+    sharey: bool = True,
 ) -> Figure:
     """`predictive` for several tasks: small panels with shared axes.
+
+    A family without x, or with one that only marks the levels of a category, is drawn in one
+    panel, where every task has its own place.
 
     Args:
         fit: a fit.
@@ -94,34 +105,46 @@ def predictive_grid(
         draws: predictive draws.
         seed: of the draws.
         width: of the figure, in inches.
+        sharey: whether all panels have one scale; False where the tasks' sizes differ by orders.
 
     Returns:
         The figure.
     """
     chosen = chosen_tasks(fit) if tasks is None else task_positions(fit, tasks)
     found = fans(fit, chosen, x=x, levels=LEVELS, draws=draws, seed=seed)
+    if x_column(fit.family, x) is None:
+        return _one_panel(fit, found, width)
     columns = min(len(found), max(2, int(width / 1.15)))
     rows = -(-len(found) // columns)
+    letters = int(72 * width / columns / (0.75 * 7))
     with style():
         fig = new_figure(width, 0.75 + 1.1 * rows)
-        panels = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        panels = fig.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
         for ax, fan in zip(panels, found, strict=False):
             _draw(ax, fan)
-            ax.set_title(plain(fan.task, limit=18), fontsize=7, pad=2)
+            _set_ticks(ax, found)
+            ax.set_title(plain(fan.task, limit=letters), fontsize=7, pad=2)
         for ax in panels[len(found) :]:
             ax.set_visible(False)
         for ax in panels[max(0, len(found) - columns) : len(found)]:
             ax.tick_params(labelbottom=True)
         fig.supxlabel(x_label(fit, x), fontsize=8)
         fig.supylabel(y_label(fit), fontsize=8)
-        fig.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=5 if width > 5 else 3,
-            frameon=False,
-            handlelength=1.4,
-            columnspacing=1.2,
-        )
+    figure_key(fig, panels[:1])
+    return fig
+
+
+def _one_panel(fit: Fit, found: Sequence[Fan], width: float) -> Figure:
+    """All tasks beside each other: without x there is nothing else to put across."""
+    with style():
+        fig = new_figure(width, 3.0)
+        ax = fig.add_subplot()
+        _draw_by_task(ax, found)
+        ax.yaxis.set_major_locator(round_ticks(5))
+        table = fit.family.table
+        ax.set_xlabel("task" if table is None else plain(table.task))
+        ax.set_ylabel(y_label(fit))
+    figure_key(fig, [ax])
     return fig
 
 
@@ -138,6 +161,11 @@ def predictive_caption(
         which += ", evenly spaced by mean response"
     inside = [_inside(fan) for fan in found]
     rows = sum(len(fan.data_x) for fan in found)
+    if shows_probability(fit):
+        return (
+            f"Posterior mean and central 50, 80 and 95 % intervals of {y_label(fit)} for {which}, "
+            f"over the {rows} observations (dots)."
+        )
     return (
         f"Posterior predictive mean and central 50, 80 and 95 % intervals of {y_label(fit)} for "
         f"{which}, over the data (dots); {sum(inside)} of {rows} observations lie inside their "
@@ -159,49 +187,76 @@ def chosen_tasks(fit: Fit) -> list[int]:
 def _inside(fan: Fan) -> int:
     """Rows inside the first interval; between grid points its ends are taken as straight."""
     low, high = fan.low[0], fan.high[0]
-    if fan.joined:
+    if not fan.at_rows:
         low, high = (np.interp(fan.data_x, fan.x, end) for end in (low, high))
     return int(((low <= fan.data_y) & (fan.data_y <= high)).sum())
 
 
 def _draw(ax: Axes, fan: Fan) -> None:
-    colour = COLOURS["predictive"]
-    names = [f"{level:.0%}" for level in LEVELS]
-    ends = list(zip(names, TINTS, fan.low, fan.high, strict=True))
-    across = fan.data_x
+    """One task's fan, or its bars where points do not belong together, and its data."""
     if fan.joined:
-        for name, shade, low, high in ends:
+        colour = COLOURS["predictive"]
+        for (name, shade), low, high in zip(_SHADES, fan.low, fan.high, strict=True):
             ax.fill_between(fan.x, low, high, color=tint(colour, shade), linewidth=0, label=name)
-        ax.plot(fan.x, fan.mean, color=colour, linewidth=1.0, label="predictive mean")
+        ax.plot(fan.x, fan.mean, color=colour, linewidth=1.0, label="mean")
+        _draw_data(ax, fan.data_x, fan.data_y)
+        return
+    middle, width = _side_by_side(fan.x, fan.x)
+    _draw_bars(ax, fan, middle, width)
+    _draw_data(ax, _side_by_side(fan.data_x, fan.x)[0], fan.data_y)
+
+
+def _draw_by_task(ax: Axes, found: Sequence[Fan]) -> None:
+    """All tasks of a family without x in one panel, a slot for each."""
+    for slot, fan in enumerate(found):
+        # Equal rows have equal intervals, drawn once; known errors or trials make them differ.
+        same = bool(np.ptp(fan.low, 1).max() == 0 == np.ptp(fan.high, 1).max())
+        points = slice(0, 1) if same else slice(None)
+        one = replace(fan, low=fan.low[:, points], high=fan.high[:, points], mean=fan.mean[points])
+        middle, width = _side_by_side(np.full(len(one.mean), float(slot)), np.arange(2.0))
+        _draw_bars(ax, one, middle, width)
+        across = np.full(len(fan.data_y), float(slot))
+        _draw_data(ax, _side_by_side(across, np.arange(2.0))[0], fan.data_y)
+    names = [plain(fan.task, limit=20) for fan in found]
+    room = ax.get_window_extent().width / ax.figure.dpi * 72 / len(found)
+    upright = max(map(len, names)) * 0.6 * small(ax) < room
+    ax.set_xticks(range(len(names)), names, rotation=0 if upright else 90)
+    ax.set_xlim(-0.6, len(found) - 0.4)
+
+
+def _draw_bars(ax: Axes, fan: Fan, middle: Array, width: float) -> None:
+    colour = COLOURS["predictive"]
+    for (name, shade), low, high in zip(_SHADES, fan.low, fan.high, strict=True):
+        shade_of = tint(colour, shade)
+        ax.bar(middle, high - low, width, low, color=shade_of, linewidth=0, label=name)
+    ends = middle - width / 2, middle + width / 2
+    ax.hlines(fan.mean, *ends, color=colour, linewidth=1.0, label="mean")
+    # A bar's foot would otherwise be the edge of the axes.
+    ax.use_sticky_edges = False
+
+
+def _draw_data(ax: Axes, x: Array, y: Array) -> None:
+    size = float(np.clip(16 / np.sqrt(len(y)), 2.2, 3.8))
+    ax.plot(x, y, ".", color=COLOURS["data"], markersize=size, label="observed")
+
+
+def _set_ticks(ax: Axes, found: Sequence[Fan]) -> None:
+    """Round ticks; whole numbers where x is whole, and x itself where it has few values."""
+    x = np.unique(np.concatenate([fan.data_x for fan in found]))
+    if len(x) <= 2:
+        ax.set_xticks(x, [f"{value:.4g}" for value in x])
     else:
-        middle, width = _side_by_side(fan.x, fan.x)
-        across, _ = _side_by_side(fan.data_x, fan.x)
-        for name, shade, low, high in ends:
-            ax.bar(
-                middle, high - low, width, low, color=tint(colour, shade), linewidth=0, label=name
-            )
-        ax.hlines(
-            fan.mean,
-            middle - width / 2,
-            middle + width / 2,
-            color=colour,
-            linewidth=1.0,
-            label="predictive mean",
-        )
-    ax.plot(across, fan.data_y, ".", color=COLOURS["data"], markersize=3.5, label="observed")
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(round_ticks(4, integer=bool((x == x.round()).all())))
+    ax.yaxis.set_major_locator(round_ticks(4))
 
 
 def _side_by_side(x: Array, slots: Array) -> tuple[Array, float]:
-    """x with equal values drawn apart inside their slot, and the width of a mark there."""
+    """Equal values of x drawn apart inside their slot, and the width of a mark there."""
     distinct = np.unique(slots)
     gap = float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0
-    gap = max(gap, float(np.ptp(distinct)) / 100)
     moved, most = x.astype(float).copy(), 1
     for value in np.unique(x):
         same = np.flatnonzero(x == value)
         most = max(most, len(same))
-        if len(same) > 1:
-            moved[same] += gap * 0.3 * np.linspace(-1.0, 1.0, len(same))
-    return moved, 0.7 * gap / most
+        moved[same] += gap * 0.35 * (2.0 * np.arange(len(same)) + 1.0 - len(same)) / len(same)
+    return moved, max(0.7 * gap / most, float(np.ptp(distinct)) / 50)

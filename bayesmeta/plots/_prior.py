@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import MaxNLocator
 
 from bayesmeta.plots._reading import Array, label, number, position, read, z
-from bayesmeta.plots._style import COLOURS, SINGLE, key, new_axes, small, tint
+from bayesmeta.plots._style import COLOURS, SINGLE, key, new_axes, percent, round_ticks, small, tint
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
@@ -72,8 +71,8 @@ def prior(
     ax.set_ylim(-0.07 * top, 1.06 * top)
     ax.set_xlabel(label(fit, at))
     ax.set_ylabel("density")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.yaxis.set_major_locator(MaxNLocator(4, prune="lower"))
+    ax.xaxis.set_major_locator(round_ticks(5))
+    ax.yaxis.set_major_locator(round_ticks(4))
     if curve is None and average is None:
         ax.set_yticks([])
     if legend:
@@ -92,8 +91,8 @@ def prior_caption(fit: Fit, coordinate: str | int = 0, **_: Any) -> str:
     average = float(np.sqrt(np.mean(data.sd**2 + (data.mean - data.mean.mean()) ** 2)))
     return (
         text + f" over the posteriors of {len(data.mean)} tasks (thin, one common height scale) "
-        f"and their average, whose sd is {number(average)}. {inside:.0%} of the posterior means "
-        "(ticks) lie in the prior's central half."
+        f"and their average, whose sd is {number(average)}. {percent(round(inside, 2))} of the "
+        "posterior means (ticks) lie in the prior's central half."
     )
 
 
@@ -119,8 +118,8 @@ def _draw_each(ax: Axes, x: Array, each: Array) -> None:
     ax.add_collection(
         LineCollection(
             lines,
-            colors=[tint(COLOURS["posterior"], 0.45)],
-            linewidths=float(np.clip(8 / len(lines), 0.25, 0.7)),
+            colors=[tint(COLOURS["posterior"], float(np.clip(9 / len(lines), 0.2, 0.45)))],
+            linewidths=float(np.clip(12 / len(lines), 0.3, 0.7)),
             label="task posteriors, rescaled",
             zorder=1,
         ),
@@ -134,12 +133,14 @@ def _draw_prior(ax: Axes, x: Array, curve: Array | None, centre: float, top: flo
         ax.fill_between(x, 0.0, curve, color=tint(colour, 0.18), linewidth=0, zorder=0)
         ax.plot(x, curve, "--", color=colour, linewidth=1.4, label="prior")
         return
-    ax.plot([centre, centre], [0.0, top], "--", color=colour, linewidth=1.4, label="prior, sd 0")
+    ax.plot(
+        [centre, centre], [0.0, 0.85 * top], "--", color=colour, linewidth=1.4, label="prior, sd 0"
+    )
     ax.text(
         centre,
-        0.6 * top,
-        "  one value for all tasks",
+        0.93 * top,
+        "one value for all tasks",
         fontsize=small(ax),
-        color=colour,
+        ha="center",
         va="center",
     )

@@ -114,10 +114,15 @@ def label(fit: Fit, coordinate: int) -> str:
         return plain(name, 36)
     likelihood = fit.likelihood.name if fit.likelihood is not None else ""
     unit = _SCALES.get(likelihood, response(fit))
-    # A coded level or an interaction has no unit of its own: its weight is a difference.
-    if column != "Intercept" and column.isidentifier():
-        unit = f"{unit} per {plain(column)}"
-    return f"{plain(column)} ({unit})"
+    return f"{plain(column)} ({unit}{_per(fit, column)})"
+
+
+def _per(fit: Fit, column: str) -> str:
+    """What a weight is counted per: nothing for an intercept or a level, which is a difference."""
+    coding = (fit.family.table.coding if fit.family.table is not None else None) or {}
+    if column == "Intercept" or column.split("[")[0] in coding:
+        return ""
+    return f" per {plain(column)}" if column.isidentifier() else " per unit"
 
 
 @dataclass(frozen=True)

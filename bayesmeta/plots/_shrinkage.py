@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import MaxNLocator
 
 from bayesmeta.plots._reading import (
     Array,
@@ -18,7 +17,15 @@ from bayesmeta.plots._reading import (
     position,
     window,
 )
-from bayesmeta.plots._style import COLOURS, MARKERS, SINGLE, key, new_axes
+from bayesmeta.plots._style import (
+    COLOURS,
+    MARKERS,
+    SINGLE,
+    key,
+    new_axes,
+    percent,
+    round_ticks,
+)
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -67,16 +74,19 @@ def shrinkage(
     outlines = [ellipse(centre, covariance, level) for level in LEVELS]
     colour = COLOURS["prior"]
     for level, outline, dash in zip(LEVELS, outlines, ("--", "-"), strict=True):
-        ax.plot(*outline.T, dash, color=colour, linewidth=0.9, label=f"prior, {level:.0%}")
-    ax.plot(*centre, "+", color=colour, markersize=8, markeredgewidth=1.4, label="prior mean")
+        name = f"prior, {percent(level)}"
+        ax.plot(*outline.T, dash, color=colour, linewidth=0.9, label=name, zorder=4)
+    ax.plot(
+        *centre, "+", color=colour, markersize=8, markeredgewidth=1.4, label="prior mean", zorder=4
+    )
     _draw_moves(ax, alone, pooled)
     core = np.concatenate([pooled, *outlines])
     ax.set_xlim(*window(core[:, 0], alone[:, 0]))
     ax.set_ylim(*window(core[:, 1], alone[:, 1]))
     ax.set_xlabel(label(fit, pair[0]))
     ax.set_ylabel(label(fit, pair[1]))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(round_ticks(5))
+    ax.yaxis.set_major_locator(round_ticks(5))
     if legend:
         key(ax)
     return ax

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from bayesmeta.plots._reading import Array, Spread, label, number, position, read, window, z
-from bayesmeta.plots._style import COLOURS, MARKERS, SINGLE, key, new_axes, plain, small, tint
+from bayesmeta.plots._style import (
+    COLOURS,
+    MARKERS,
+    SINGLE,
+    key,
+    new_axes,
+    percent,
+    plain,
+    round_ticks,
+    small,
+    tint,
+)
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
-BAND = tint(COLOURS["prior"], 0.18)
+ROW = 0.145  # inches: a line of type
+MANY = 5.6  # inches: the height of a forest without names
 
 
 def spread(
@@ -55,24 +67,27 @@ def spread(
     at = position(fit, coordinate)
     data = read(fit, at, no_pooling)
     order = _order(fit, at, sort)
-    tasks = len(order)
     if ax is None:
-        ax = new_axes(SINGLE, height(tasks, max_labels))
+        ax = new_axes(SINGLE, height(len(order), max_labels))
     half = z(level)
-    rows = np.arange(tasks, dtype=float)
-    row = ax.get_window_extent().height / ax.figure.dpi * 72 / (tasks + 1)
+    marks = _Marks.for_rows(ax, len(order))
 
-    _draw_prior(ax, data, half, f"prior, {level:.0%}")
-    _draw_tasks(ax, data, order, rows, half, row, f"posterior, {level:.0%}")
-    _draw_flagged(ax, fit, data, order, rows, row)
-    core = np.concatenate([_ends(data.mean, data.sd, half), _band(data, half)])
-    limits = window(core, data.alone)
-    _draw_outside(ax, data.alone[order], rows, limits, row)
+    _draw_prior(ax, data, half, percent(level))
+    _draw_tasks(ax, data, order, half, marks, percent(level))
+    _draw_flagged(ax, fit, data, order, marks)
+    limits = window(np.concatenate([_ends(data, half), _band(data, half)]), data.alone)
+    _draw_outside(ax, data.alone[order], limits, marks)
     ax.set_xlim(*limits)
-    ax.set_ylim(-0.7, tasks - 0.3)
+    ax.set_ylim(-0.7, len(order) - 0.3)
     ax.set_xlabel(label(fit, at))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    _name_rows(ax, [fit.posterior.tasks[i] for i in order], max_labels, row, bool(sort))
+    ax.xaxis.set_major_locator(round_ticks(5))
+    names = [fit.posterior.tasks[i] for i in order]
+    if len(names) <= max_labels and marks.row >= 5.2:
+        size = min(small(ax), marks.row / 1.05)
+        ax.set_yticks(np.arange(len(names)), [plain(name) for name in names], fontsize=size)
+        ax.tick_params(axis="y", length=0)
+    else:
+        _count_rows(ax, len(names), "task" if sort is False else "task, by rank")
     if legend:
         key(ax)
     return ax
@@ -91,31 +106,55 @@ def spread_caption(
     data = read(fit, at, no_pooling)
     names = fit.posterior.tasks
     low, high = int(data.mean.argmin()), int(data.mean.argmax())
-    name = label(fit, at)
     text = (
-        f"{name}, posterior mean and {level:.0%} interval in each of {len(names)} tasks, over the "
-        f"prior N({number(data.prior_mean)}, {number(data.prior_sd)}²), its {level:.0%} shaded"
+        f"{label(fit, at)}: posterior mean and {percent(level)} interval in each of {len(names)} "
+        f"tasks, over the prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
     )
     if data.prior_sd == 0.0:
-        return text + ". The prior's sd is 0: all tasks share one value."
+        return text + ", whose sd is 0: all tasks share one value."
     known = np.isfinite(data.alone)
     if known.sum() > 1:
         text += (
-            "; hollow: the task's own rows alone. Pooling brings the standard deviation between "
-            f"tasks from {number(np.std(data.alone[known], ddof=1))} to "
-            f"{number(np.std(data.mean[known], ddof=1))}"
+            ". Pooling moves the interquartile range between tasks from "
+            f"{number(_interquartile(data.alone[known]))} (own rows alone, hollow) to "
+            f"{number(_interquartile(data.mean[known]))}"
         )
     if not known.all() and known.any():
-        text += f" ({int((~known).sum())} tasks have no estimate of their own)"
+        text += f"; {int((~known).sum())} tasks have no estimate of their own"
     return (
-        text + f". Lowest: {plain(names[low])} ({number(data.mean[low])}); "
+        f"{text}. Lowest: {plain(names[low])} ({number(data.mean[low])}); "
         f"highest: {plain(names[high])} ({number(data.mean[high])})."
     )
 
 
 def height(tasks: int, max_labels: int = 40) -> float:
     """A good height of the figure, in inches: a line of type per named task."""
-    return 4.6 if tasks > max_labels else max(1.5, 0.9 + 0.145 * tasks)
+    return MANY if tasks > max_labels else max(1.5, 0.9 + ROW * tasks)
+
+
+def _interquartile(values: Array) -> float:
+    return float(np.diff(np.quantile(values, [0.25, 0.75]))[0])
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Sizes in points that suit rows `row` points apart."""
+
+    row: float
+    dot: float
+    interval: float
+    shade: float
+
+    @classmethod
+    def for_rows(cls, ax: Axes, rows: int) -> _Marks:
+        row = ax.get_window_extent().height / ax.figure.dpi * 72 / (rows + 1)
+        # Crowded intervals step back, so that the means in front of them stay visible.
+        return cls(
+            row,
+            dot=float(np.clip(0.55 * row, 1.5, 4.0)),
+            interval=float(np.clip(0.5 * row, 0.4, 1.4)),
+            shade=1.0 if row > 5.0 else 0.4,
+        )
 
 
 def _order(fit: Fit, at: int, sort: bool | str | int) -> Array:
@@ -126,86 +165,97 @@ def _order(fit: Fit, at: int, sort: bool | str | int) -> Array:
     return np.argsort(read(fit, by, no_pooling=False).mean, kind="stable")
 
 
-def _ends(mean: Array, sd: Array, half: float) -> Array:
-    return np.concatenate([mean - half * sd, mean + half * sd])
+def _ends(data: Spread, half: float) -> Array:
+    return np.concatenate([data.mean - half * data.sd, data.mean + half * data.sd])
 
 
 def _band(data: Spread, half: float) -> Array:
     return data.prior_mean + half * data.prior_sd * np.array([-1.0, 1.0])
 
 
-def _draw_prior(ax: Axes, data: Spread, half: float, name: str) -> None:
-    low, high = _band(data, half)
+def _draw_prior(ax: Axes, data: Spread, half: float, level: str) -> None:
+    colour = COLOURS["prior"]
     if data.prior_sd > 0.0:
-        ax.axvspan(low, high, color=BAND, linewidth=0, zorder=0, label=name)
-    else:
-        name = "prior, sd 0"
-    line = ax.axvline(data.prior_mean, color=COLOURS["prior"], linewidth=0.9, zorder=0.5)
-    if data.prior_sd == 0.0:
-        line.set_label(name)
+        band = tint(colour, 0.18)
+        ax.axvspan(*_band(data, half), color=band, lw=0, zorder=0, label=f"prior, {level}")
+    name = "prior, sd 0" if data.prior_sd == 0.0 else "_"
+    ax.axvline(data.prior_mean, color=colour, linewidth=0.9, zorder=0.5, label=name)
 
 
 def _draw_tasks(
-    ax: Axes, data: Spread, order: Array, rows: Array, half: float, row: float, name: str
+    ax: Axes, data: Spread, order: Array, half: float, marks: _Marks, level: str
 ) -> None:
     mean, sd, alone = data.mean[order], data.sd[order], data.alone[order]
-    size = float(np.clip(0.55 * row, 1.3, 4.0))
+    rows = np.arange(len(order))
+    colour = tint(COLOURS["posterior"], marks.shade)
+    ends = mean - half * sd, mean + half * sd
+    ax.hlines(rows, *ends, color=colour, linewidth=marks.interval, zorder=1.5)
     if np.isfinite(alone).any():
         colour = COLOURS["no_pooling"]
-        ax.hlines(rows, alone, mean, color=colour, linewidth=min(0.6, 0.25 * row), zorder=1)
+        ax.hlines(rows, alone, mean, color=colour, linewidth=0.4 * marks.interval, zorder=1)
         ax.plot(
-            alone, rows, MARKERS["no_pooling"], markersize=size, markerfacecolor="white",
-            markeredgecolor=colour, markeredgewidth=min(0.8, 0.22 * size), zorder=2,
+            alone,
+            rows,
+            MARKERS["no_pooling"],
+            markersize=marks.dot,
+            markerfacecolor="white",
+            markeredgecolor=colour,
+            markeredgewidth=0.2 * marks.dot,
+            zorder=2,
             label="own rows alone",
         )
-    colour = COLOURS["posterior"]
-    width = float(np.clip(0.18 * row, 0.5, 1.4))
-    ax.hlines(rows, mean - half * sd, mean + half * sd, color=colour, linewidth=width, zorder=3)
     ax.plot(
-        mean, rows, MARKERS["posterior"], color=colour, markersize=size, markeredgewidth=0,
-        zorder=4, label=name,
+        mean,
+        rows,
+        MARKERS["posterior"],
+        color=COLOURS["posterior"],
+        markersize=marks.dot,
+        markeredgewidth=0,
+        zorder=4,
+        label=f"posterior, {level}",
     )
 
 
-def _draw_flagged(
-    ax: Axes, fit: Fit, data: Spread, order: Array, rows: Array, row: float
-) -> None:
+def _draw_flagged(ax: Axes, fit: Fit, data: Spread, order: Array, marks: _Marks) -> None:
     flagged = {flag.task for flag in fit.flagged}
-    mark = np.array([fit.posterior.tasks[i] in flagged for i in order], dtype=bool)
-    if mark.any():
+    here = np.array([fit.posterior.tasks[i] in flagged for i in order], dtype=bool)
+    if here.any():
         ax.plot(
-            data.mean[order][mark], rows[mark], MARKERS["flagged"], color=COLOURS["flagged"],
-            markersize=float(np.clip(0.6 * row, 2.4, 4.5)), markeredgecolor="black",
-            markeredgewidth=0.5, zorder=5, label="flagged",
+            data.mean[order][here],
+            np.flatnonzero(here),
+            MARKERS["flagged"],
+            color=COLOURS["flagged"],
+            markersize=marks.dot + 0.8,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            zorder=5,
+            label="flagged",
         )
 
 
-def _draw_outside(
-    ax: Axes, alone: Array, rows: Array, limits: tuple[float, float], row: float
-) -> None:
+def _draw_outside(ax: Axes, alone: Array, limits: tuple[float, float], marks: _Marks) -> None:
     """Triangles at the edge for estimates beyond it, pointing where they lie."""
-    size = float(np.clip(0.55 * row, 2.0, 4.0))
     for edge, marker, outside in (
         (limits[0], "<", alone < limits[0]),
         (limits[1], ">", alone > limits[1]),
     ):
+        # Unclipped and empty, the marks would still claim the whole figure for the layout.
         if outside.any():
             ax.plot(
-                np.full(int(outside.sum()), edge), rows[outside], marker, markersize=size,
-                markerfacecolor="white", markeredgecolor=COLOURS["no_pooling"],
-                markeredgewidth=0.6, clip_on=False, zorder=6,
+                np.full(int(outside.sum()), edge),
+                np.flatnonzero(outside),
+                marker,
+                markersize=max(2.0, marks.dot),
+                markerfacecolor="white",
+                markeredgecolor=COLOURS["no_pooling"],
+                markeredgewidth=0.6,
+                clip_on=False,
+                zorder=6,
             )
 
 
-def _name_rows(ax: Axes, names: list[str], max_labels: int, row: float, ranked: bool) -> None:
-    size = min(small(ax), row / 1.05)
-    if len(names) <= max_labels and size >= 5.0:
-        ax.set_yticks(np.arange(len(names)), [plain(name) for name in names], fontsize=size)
-        ax.tick_params(axis="y", length=0)
-        return
-    # Counted from the bottom, as the ranks of the means are.
-    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value + 1:.0f}")
-    ticks = [t - 1 for t in MaxNLocator(6, integer=True).tick_values(1, len(names))]
-    ax.set_yticks([t for t in ticks if 0 <= t < len(names)])
-    ax.set_ylabel("task, by rank" if ranked else "task")
+def _count_rows(ax: Axes, rows: int, name: str) -> None:
+    """Ticks that count rows from 1, at the bottom."""
+    counts = [int(t) for t in round_ticks(6, integer=True).tick_values(1, rows) if 1 < t <= rows]
+    ax.set_yticks([count - 1 for count in (1, *counts)], [str(count) for count in (1, *counts)])
+    ax.set_ylabel(name)

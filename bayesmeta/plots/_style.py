@@ -7,15 +7,18 @@ grey they still differ by marker or line, so a printed page loses nothing.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from bayesmeta.results import InputError
 
@@ -214,28 +217,79 @@ def plain(text: str, limit: int = 28) -> str:
     return text.replace("$", r"\$")
 
 
+def percent(level: float) -> str:
+    """A share as it is written everywhere, "90 %" for 0.9."""
+    return f"{100 * level:.4g} %"
+
+
+def round_ticks(most: int, *, integer: bool = False) -> MaxNLocator:
+    """At most so many ticks, at the round numbers 1, 2, 2.5 and 5 times a power of ten."""
+    return MaxNLocator(
+        most, steps=[1, 2, 5, 10] if integer else [1, 2, 2.5, 5, 10], integer=integer
+    )
+
+
 def small(ax: Axes) -> float:
     """The type size of an axes' tick labels, in points: that of its legend and notes."""
     return ax.xaxis.get_major_ticks(1)[0].label1.get_fontsize()
 
 
-def key(ax: Axes) -> None:
-    """A legend above the axes, in as many columns as fit its width."""
-    entries = ax.get_legend_handles_labels()
-    if not entries[0]:
-        return
+def entries(*axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and names for one legend of several axes, each name once, in a fixed order."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    # Matplotlib lists lines before bars; intervals come first here, whichever they are.
+    names = sorted(found, key=lambda name: not name.endswith(" %"))
+    return [found[name] for name in names], names
+
+
+def key(ax: Axes, *, title: str | None = None) -> None:
+    """A legend above the axes, in as many columns as fit its width, with the panel's title."""
+    handles, names = entries(ax)
     size = small(ax)
     room = ax.get_window_extent().width / ax.figure.dpi * 72
-    widest = max(len(label) for label in entries[1]) * 0.55 * size + 3.2 * size
-    columns = int(min(len(entries[1]), max(1, room // widest)))
     ax.legend(
-        *entries,
+        handles,
+        names,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=columns,
+        ncols=columns_that_fit(names, room, size),
         fontsize=size,
-        frameon=False,
+        title=title,
+        title_fontsize=size + 1.0,
+        alignment="left",
         borderaxespad=0.3,
-        handlelength=1.6,
-        columnspacing=1.2,
+        **_look_of_key(handles),
     )
+
+
+def figure_key(fig: Figure, axes: Sequence[Axes]) -> None:
+    """One legend above all panels."""
+    handles, names = entries(*axes)
+    with style():
+        fig.legend(
+            handles,
+            names,
+            loc="outside upper center",
+            ncols=columns_that_fit(names, 72 * fig.get_figwidth(), 7.0),
+            **_look_of_key(handles),
+        )
+
+
+def _look_of_key(handles: list[Any]) -> dict[str, Any]:
+    """Common options of a legend; its markers are never too small to be told apart."""
+    sizes = [h.get_markersize() for h in handles if isinstance(h, Line2D) and h.get_marker()]
+    return {
+        "frameon": False,
+        "handlelength": 1.6,
+        "columnspacing": 1.2,
+        "markerscale": max(1.0, 3.5 / min(sizes, default=3.5)),
+    }
+
+
+def columns_that_fit(names: Sequence[str], room: float, size: float) -> int:
+    """Columns of a legend in `room` points, judged by the widest name at type size `size`."""
+    widest = max((len(name) for name in names), default=1) * 0.55 * size + 3.4 * size
+    return int(min(len(names), max(1, room // widest))) or 1

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from bayesmeta.plots._reading import Array, array, number
-from bayesmeta.plots._style import COLOURS, SINGLE, new_axes, small
+from bayesmeta.plots._style import COLOURS, SINGLE, new_axes, round_ticks, small
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +69,10 @@ def trace(
             label=label,
         )
         ax.set_ylabel("M (nats)")
-        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(round_ticks(5))
         ax.ticklabel_format(axis="y", useOffset=False)
     ax.set_xlabel("outer step")
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_locator(round_ticks(5, integer=True))
     if len(values) < 2:
         _say_there_is_no_path(ax, values)
     return ax
@@ -82,8 +81,12 @@ def trace(
 def trace_caption(fit: Fit, **_: Any) -> str:
     """What the trace shows, in numbers of this fit."""
     values = array(fit.trace)
-    kind = {"exact": "the exact −log evidence", "bound": "a bound on −log evidence"}
-    name = kind.get(fit.evidence_kind, "its Laplace approximation")
+    name = {
+        "exact": "the exact −log evidence",
+        "restricted": "the exact −log evidence with θ₀ integrated out",
+        "bound": "an upper bound on −log evidence",
+        "laplace": "the Laplace approximation of −log evidence",
+    }[fit.evidence_kind]
     if len(values) < 2:
         return f"M, {name}, was minimised in closed form: there is no path to show."
     least = _least(values)
