@@ -60,7 +60,7 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, with the same suffix; it becomes `path` when the block ends without an error.
+    """A file to write, of the same suffix; it becomes `path` when the block ends without error.
 
     Args:
         path: the file; one that exists is replaced.

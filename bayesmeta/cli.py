@@ -105,9 +105,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a prior to the tasks of a CSV, and save it as a run folder."""
-    columns = Columns(
-        formula, task, _split(x), y, offset, exposure, standard_error, likelihood
-    )
+    columns = Columns(formula, task, _split(x), y, offset, exposure, standard_error, likelihood)
     choices = Choices(
         _widths(net), method, covariance, prior, hyperprior, reml, steps, batch, seed, device
     )

@@ -157,8 +157,10 @@ def usable_device(name: str | None) -> str | None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {name!r} cannot be used ({reason}): try cpu") from None
+        reason = str(error).splitlines()[0].split(":")[0]
+        raise InputError(
+            f"the device {name!r} cannot be used ({reason[:80]}): try cpu, cuda or mps"
+        ) from None
     return name
 
 
@@ -194,6 +196,7 @@ def open_run(run: Path) -> Fit:
 
 
 def table_of(fit: Fit) -> TableInfo:
+    """How the table behind a fit was read."""
     table = fit.family.table
     if table is None:
         raise InputError("this run was not fitted to a table, so no CSV can be read the same way")

@@ -29,7 +29,8 @@ def predict_run(
         new: a CSV with the fitted columns; the response may be missing.
         support: a CSV with responses, of new tasks.
         level: mass of the central predictive interval.
-        draws, seed: of the prediction.
+        draws: number of predictive draws.
+        seed: of the draws.
 
     Raises:
         InputError: a table cannot be read as the fitted one was, or an option is out of range.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return drawn
 
 
+def indented(line: str) -> Padding:
+    """A sentence, set in by two characters."""
+    return Padding(Text(line), (0, 0, 0, 2), expand=False)
+
+
 def sentences(title: str, lines: Sequence[str]) -> list[RenderableType]:
     """A heading and a line each; nothing at all when there are none."""
-    if not lines:
-        return []
-    return [Text(title, style="bold"), *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)]
+    return [Text(title, style="bold"), *map(indented, lines)] if lines else []
 
 
 def fit_report(fit: Fit, run: Path) -> Group:
@@ -80,19 +84,16 @@ def _prior_table(fit: Fit, record: Mapping[str, Any]) -> Table:
     names = list(record["theta0"])
     if len(names) > MOST_COORDINATES:
         return _prior_summary(record)
-    errors = [fit.standard_errors.get(name) for name in names]
-    with_errors = any(e is not None for e in errors)
-    correlated = 1 < len(names) <= MOST_CORRELATIONS
-    columns = ["Prior", "mean", *["s.e."] * with_errors, "sd"]
-    columns += ["correlation", *[""] * (len(names) - 2)] * correlated
+    errors = [fit.standard_errors.get(name, math.nan) for name in names]
+    known = any(error == error for error in errors)
+    correlated = len(names) if 1 < len(names) <= MOST_CORRELATIONS else 1
+    columns = ["Prior", "mean", *["s.e."] * known, "sd"]
+    columns += ["correlation", *[""] * (correlated - 2)] * (correlated > 1)
     rows = []
     for i, name in enumerate(names):
-        row = [name, number(record["theta0"][name])]
-        if with_errors:
-            row.append("" if errors[i] is None else number(float(errors[i])))
-        row.append(number(record["prior_sd"][name]))
-        if correlated:
-            row += [_correlation(record, i, j) for j in range(len(names) - 1)]
+        row = [name, number(record["theta0"][name]), *[number(errors[i])] * known]
+        row += [number(record["prior_sd"][name])]
+        row += [_correlation(record, i, j) for j in range(correlated - 1)]
         rows.append(row)
     return table("", columns, rows)
 
@@ -104,12 +105,21 @@ def _correlation(record: Mapping[str, Any], i: int, j: int) -> str:
 
 def _prior_summary(record: Mapping[str, Any]) -> Table:
     """For a network: the weights' means and sds by their quantiles, not one by one."""
+    columns = [f"Prior of {len(record['theta0'])} weights"]
+    columns += ["least", "25 %", "median", "75 %", "most"]
     rows = []
     for label, values in (("mean", record["theta0"]), ("sd", record["prior_sd"])):
         ordered = sorted(values.values())
-        places = [0, len(ordered) // 4, len(ordered) // 2, 3 * len(ordered) // 4, len(ordered) - 1]
+        places = [(len(ordered) - 1) * quarter // 4 for quarter in range(5)]
         rows.append([label, *(number(ordered[place]) for place in places)])
-    columns = [f"Prior of {len(record['theta0'])} weights", "least", "25 %", "median", "75 %", "most"]
+    columns = [
+        f"Prior of {len(record['theta0'])} weights",
+        "least",
+        "25 %",
+        "median",
+        "75 %",
+        "most",
+    ]
     return table("", columns, rows)
 
 
@@ -146,12 +156,10 @@ def rows_report(title: str, rows: Rows, out: Path | None) -> Group:
 
 def figure_report(path: Path, caption: str) -> Group:
     """Where a figure is, and what it shows in this fit's numbers."""
-    return Group(Text(str(path)), Padding(Text(caption), (0, 0, 0, 2), expand=False))
+    return Group(Text(str(path)), indented(caption))
 
 
-def example_report(
-    about: str, fit: Fit, run: Path, figures: Sequence[tuple[Path, str]]
-) -> Group:
+def example_report(about: str, fit: Fit, run: Path, figures: Sequence[tuple[Path, str]]) -> Group:
     """One fit of the demonstration, with its figures."""
     drawn = [figure_report(path, caption) for path, caption in figures]
     return Group(Text(about, style="bold"), Text(), fit_report(fit, run), *drawn, Text())

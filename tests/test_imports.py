@@ -16,27 +16,34 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 # From the bottom up. A module may import from lines below its own, and from its own folder.
 LAYERS = """
     results
+    atomic
     tasks gaussian likelihoods
     forms tables
-    prior models families
+    prior models families standardise
+    pyro_model expectation
     linsolve curvature
     inner
     gradients
     posteriors
-    objective
-    methods
-    callbacks checkpoint
+    objective methods outer
+    joint
+    adapting
+    fitted
+    checkpoint
     fit
     arviz_export
     plots diagnostics pyro_bridge
-    report
+    console report commands
+    predicting checking demo
     cli
 """
 LEVEL = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 # Inside a function, upward, because a public verb sits on the object it belongs to.
 LATE = {
     ("tasks", "tables"),  # TaskFamily.from_csv
-    ("fit", "arviz_export"),  # Fit.to_arviz
+    ("models", "pyro_model"),  # Model.from_pyro
+    ("fitted", "arviz_export"),  # Fit.to_arviz
+    ("fitted", "checkpoint"),  # Fit.save
 }
 
 
