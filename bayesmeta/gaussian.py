@@ -118,12 +118,12 @@ class Gaussian:
         """(..., dim) diagonal of Λ."""
         if self.diagonal is None:
             eye = torch.eye(self.dim, dtype=self.mean.dtype, device=self.mean.device)
-            whitened = torch.linalg.solvetriangular(self._factor, eye, upper=False)
+            whitened = torch.linalg.solve_triangular(self._factor, eye, upper=False)
             return whitened.square().sum(-2)
         if self.factor is None:
             return 1 / self.diagonal
         scaled = (self._factor / self.diagonal.unsqueeze(-1)).mT
-        half = torch.linalg.solvetriangular(self._capacity(), scaled, upper=False)
+        half = torch.linalg.solve_triangular(self._capacity(), scaled, upper=False)
         return 1 / self.diagonal - half.square().sum(-2)
 
     def log_det(self) -> Tensor:
