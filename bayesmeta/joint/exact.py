@@ -182,7 +182,8 @@ def _log_hyperprior(
         return 0.0
     half = root()
     gram = half @ half.mT
-    return 0.5 * torch.logdet(gram) + tasks.to_theta.logdet() + tasks.adapted * log_noise
+    change = torch.linalg.slogdet(tasks.to_theta).logabsdet  # T may mirror a coordinate
+    return 0.5 * torch.logdet(gram) + change + tasks.adapted * log_noise
 
 
 def _shared(model: Model, b: Tensor, log_noise: Tensor) -> dict[str, Tensor]:
