@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
+from torch.func import grad, jacrev
 
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.models import Model
@@ -126,7 +126,7 @@ class NodeExpectation:
             return torch.tensordot(self.weights, values.detach(), 1)
 
         energy = self.model.energy
-        return average(energy), average(grad(energy)), average(hessian(energy))
+        return average(energy), average(grad(energy)), average(jacrev(grad(energy)))
 
 
 def drawn_loss(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, vmap
+from torch.func import functional_call, vmap
 
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.results import InputError
@@ -62,7 +63,7 @@ class Model(nn.Module):
         parameters = dict(module.named_parameters())
         self.adapted = tuple(_select(parameters, adapt))
         self.sizes = tuple(parameters[name].numel() for name in self.adapted)
-        default = [n for name in self.adapted for n in _coordinates(name, parameters[name])]
+        default = [n for name in self.adapted for n in coordinate_names(name, parameters[name])]
         self.names = tuple(names) if names is not None else tuple(default)
         if len(self.names) != len(default):
             raise InputError(f"{len(self.names)} names for {len(default)} adapted weights")
@@ -234,13 +235,15 @@ class Model(nn.Module):
 
     def design(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """W (task, row, flat_dim) and c (task, row) of a prediction W (θ, ψ) + c."""
-        zero = self.start.new_zeros((len(batch), self.flat_dim)).to(batch.index.device)
-        jacobian = self.over_tasks(
-            lambda v, tensors, mask: jacfwd(self._flat_prediction)(v, tensors), zero, batch
+        basis = torch.eye(self.flat_dim, dtype=self.start.dtype, device=batch.index.device)
+        vectors = torch.cat([torch.zeros_like(basis[:1]), basis])[:, None]
+        values = self.over_tasks(
+            lambda v, tensors, mask: self._flat_prediction(v, tensors),
+            vectors.expand(-1, len(batch), -1),
+            batch,
         )
-        return jacobian, self.over_tasks(
-            lambda v, tensors, mask: self._flat_prediction(v, tensors), zero, batch
-        )
+        # Differences are exact Jacobian columns of an affine function, and need no forward mode.
+        return (values[1:] - values[0]).movedim(0, -1), values[0]
 
     def is_affine(self, family: TaskFamily, *, jointly: bool = False) -> bool:
         """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on one task.
@@ -290,9 +293,9 @@ class Model(nn.Module):
         """A model from a Pyro model fn(*task tensors): latent sites become θ, unconstrained.
 
         The sites' own priors are replaced by N(θ₀, Σ₀); f is minus the log-density of the observed
-        sites. See `bayesmeta.pyro_model`.
+        sites. See `bayesmeta.models.pyro`.
         """
-        from bayesmeta.pyro_model import PyroModel
+        from bayesmeta.models.pyro import PyroModel
 
         return PyroModel(fn)
 
@@ -309,11 +312,7 @@ class _EnergyModel(Model):
         self.takes_mask = "mask" in inspect.signature(fn).parameters
 
     def bind(self, family: TaskFamily) -> Model:
-        if family.ragged and not self.takes_mask:
-            raise InputError(
-                "tasks differ in their number of rows, and the energy cannot tell padding from "
-                "data: give it an argument mask=, (row,) True on real rows"
-            )
+        refuse_padding(family, self.takes_mask, "the energy")
         return self
 
     def energy(self, theta, shared, tensors, mask=None) -> Tensor:
@@ -331,76 +330,15 @@ def _select(parameters: dict[str, Tensor], adapt: str | Sequence[str]) -> list[s
     return [p for p in parameters if any(p == n or p.startswith(n + ".") for n in wanted)]
 
 
-def _coordinates(name: str, parameter: Tensor) -> list[str]:
-    index = torch.cartesian_prod(*[torch.arange(n) for n in parameter.shape])
-    index = index.reshape(parameter.numel(), -1).tolist()
-    return [f"{name}[{','.join(map(str, i))}]" if i else name for i in index]
+def refuse_padding(family: TaskFamily, takes_mask: bool, what: str) -> None:
+    """Say no to ragged tasks where padding would be counted as data."""
+    if family.ragged and not takes_mask:
+        raise InputError(
+            f"tasks differ in their number of rows, and {what} cannot tell padding from data: "
+            "give it an argument mask=, (row,) True on real rows"
+        )
 
 
-class LinearPredictor(nn.Module):
-    """Z θ + X ψ: the columns of x inside the bar are adapted, the others shared."""
-
-    def __init__(self, adapted: int, shared: int, *, intercept: bool) -> None:
-        super().__init__()
-        self.intercept = intercept
-        self.adapted = nn.Parameter(torch.zeros(adapted + intercept, dtype=torch.float64))
-        self.shared = nn.Parameter(torch.zeros(shared, dtype=torch.float64)) if shared else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.intercept:
-            x = torch.cat([x.new_ones(*x.shape[:-1], 1), x], -1)
-        adapted = len(self.adapted)
-        prediction = x[..., :adapted] @ self.adapted
-        return prediction if self.shared is None else prediction + x[..., adapted:] @ self.shared
-
-
-def linear(family: TaskFamily, likelihood: Likelihood) -> Model:
-    """The linear predictor of a family read from a table, its weights named after the columns.
-
-    Args:
-        family: from `TaskFamily.from_formula` (columns inside the bar are adapted, the others
-            shared) or from `from_csv`/`from_dataframe` (intercept and every x adapted).
-        likelihood: of the response.
-    """
-    table = family.table
-    if table is None:
-        raise InputError("models.linear needs a family read from a table; use bm.Model(...)")
-    spec = {
-        "kind": "linear",
-        "adapted": len(table.adapted if table.formula else table.columns),
-        "shared": len(table.columns) - len(table.adapted) if table.formula else 0,
-        "intercept": table.formula is None,
-        "names": list(table.adapted if table.formula else ("Intercept", *table.columns)),
-        "shared_names": list(table.columns[len(table.adapted) :]) if table.formula else [],
-    }
-    return from_spec(spec, likelihood)
-
-
-def mlp(widths: Sequence[int], family: TaskFamily, likelihood: Likelihood, *, seed: int = 0) -> Model:
-    """A tanh network with hidden `widths`, all its weights adapted.
-
-    Args:
-        widths: hidden units per layer.
-        family: gives the number of features.
-        likelihood: of the response.
-        seed: of the initial weights; the global random state is left alone.
-    """
-    features = Model.inputs(family.tensors).shape[-1]
-    outputs = getattr(likelihood, "classes", 1)
-    spec = {"kind": "mlp", "widths": [features, *map(int, widths), outputs], "seed": seed}
-    return from_spec(spec, likelihood)
-
-
-def from_spec(spec: dict[str, Any], likelihood: Likelihood) -> Model:
-    """Rebuild a model that the library itself made, from its record."""
-    if spec["kind"] == "linear":
-        module = LinearPredictor(spec["adapted"], spec["shared"], intercept=spec["intercept"])
-        return Model(module, likelihood, adapt=["adapted"], names=spec["names"], spec=spec)
-    if spec["kind"] == "mlp":
-        layers: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec["seed"])
-            for fan_in, fan_out in zip(spec["widths"], spec["widths"][1:], strict=False):
-                layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-        return Model(nn.Sequential(*layers[:-1]).double(), likelihood, spec=spec)
-    raise InputError(f"a model of kind {spec['kind']!r} is not one this version can rebuild")
+def coordinate_names(name: str, parameter: Tensor) -> list[str]:
+    places = product(*map(range, parameter.shape))
+    return [f"{name}[{','.join(map(str, i))}]" if i else name for i in places]

@@ -1,0 +1,6 @@
+"""f_i(θ): models of one task, and the ones the library builds by itself."""
+
+from bayesmeta.models.model import Model
+from bayesmeta.models.predictors import LinearPredictor, from_spec, linear, mlp
+
+__all__ = ["LinearPredictor", "Model", "from_spec", "linear", "mlp"]
