@@ -109,12 +109,15 @@ class Form:
 
     def _low_rank(self, gaussian: Gaussian) -> dict[str, Tensor]:
         """Maximum-likelihood factor analysis of the covariance (Lawley's fixed point)."""
-        if gaussian.factor is None and gaussian.diagonal is not None:
+        diagonal, factor = gaussian.diagonal, gaussian.factor
+        if diagonal is not None and factor is not None and factor.shape[-1] == self.rank:
+            return {"log_scale": 0.5 * diagonal.log(), "factor": factor}
+        if factor is None and diagonal is not None:
             # A small random-looking start: at F = 0 the gradient in F vanishes.
             shape = (*gaussian.mean.shape, self.rank)
             waves = torch.arange(shape[-2] * self.rank).reshape(shape[-2:]).to(gaussian.mean)
-            factor = 0.1 * gaussian.diagonal.sqrt().unsqueeze(-1) * waves.add(1).sin()
-            return {"log_scale": 0.5 * gaussian.diagonal.log(), "factor": factor}
+            factor = 0.1 * diagonal.sqrt().unsqueeze(-1) * waves.add(1).sin()
+            return {"log_scale": 0.5 * diagonal.log(), "factor": factor}
         covariance = gaussian.covariance()
         variance = gaussian.variance()
         unique, factor = 0.5 * variance, covariance[..., : self.rank]

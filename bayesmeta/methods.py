@@ -63,6 +63,8 @@ class Method:
         noise: "fresh" draws at each step (Adam), or "common": the same ones at every step, which
             makes M deterministic (quasi-Newton).
         batch: tasks per step, without replacement; None is all of them.
+        warmup: fraction of the noisy steps over which the KL's weight rises from near 0 to β; Q_i
+            that start under the full KL tend to collapse on the prior. The end is at β.
         tolerance: largest derivative at which a deterministic fit ends.
         reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
         prior_update: "gradient", or "closed_form" after each step of the gradient solver.
@@ -80,6 +82,7 @@ class Method:
     draws: int = 1
     noise: str = "fresh"
     batch: int | None = None
+    warmup: float = 0.5
     tolerance: float = 1e-6
     reset_every: int | None = None
     prior_update: str = "gradient"
@@ -95,6 +98,8 @@ class Method:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is a fraction of the steps, in [0, 1), not {self.warmup}")
         if not (self.lr > 0 and self.tolerance > 0):
             raise InputError("lr and tolerance must be positive")
         if self.solver in ("exact", "profile") and not self.solves_posteriors:
@@ -138,7 +143,7 @@ def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Met
     Args:
         covariance: of every Q_i: point, diagonal, lowrank(r), full.
         beta: weight of the KL.
-        **options: solver, steps, lr, draws, noise, batch, tolerance, reset_every, prior_update; see
+        **options: solver, steps, lr, draws, noise, batch, warmup, tolerance, reset_every, prior_update; see
             `Method`.
 
     Example:

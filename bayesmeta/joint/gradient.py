@@ -7,6 +7,8 @@ to a quasi-Newton minimiser, the others to Adam.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,14 @@ from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskBatch
 
-START_SD = 0.1
+START_SD = 0.3
+START_NOISE = 0.3
+WARMUP_FROM = 0.02
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 3000
 EVIDENCE_DRAWS = 256
 POOLED_STEPS = 200
-RELATIVE_START = 0.3
+RELATIVE_START = 0.1
 
 
 class _Descent:
@@ -46,6 +50,10 @@ class _Descent:
             k: (v.detach() / self.shared_scale.get(k, 1.0)).clone().requires_grad_(shared is None)
             for k, v in start.items()
         }
+        if not self.affine and self.learn_shared and "likelihood.log_scale" in self.shared:
+            with torch.no_grad():
+                # From the response's own spread, noise would explain everything at once.
+                self.shared["likelihood.log_scale"] += math.log(START_NOISE)
         self.prior = self._start_prior()
         if self.affine and self.learn_shared and not problem.prior.has_values:
             self._pool()
@@ -140,14 +148,13 @@ class _Descent:
             return self.model.energies(actual.mean, batch, shared)
         return drawn_loss(self.model, batch, shared, actual, noise)
 
-    def value(self, batch: TaskBatch, noise: Tensor) -> Tensor:
-        """() M, from a batch of tasks."""
+    def value(self, batch: TaskBatch, noise: Tensor, weight: float = 1.0) -> Tensor:
+        """() M, from a batch of tasks, with `weight` times its β."""
         everyone = len(batch) == len(self.everyone)
         posteriors = self.posteriors(None if everyone else batch.index)
         prior = self.present_prior()
-        values = per_task(
-            self.losses(batch, posteriors, noise), posteriors, prior, self.method.objective.beta
-        )
+        beta = weight * self.method.objective.beta
+        values = per_task(self.losses(batch, posteriors, noise), posteriors, prior, beta)
         penalty = self.prior.log_hyperprior(prior) if self.prior.learn == "all" else 0.0
         return total(values, len(self.everyone)) - penalty
 
@@ -178,17 +185,20 @@ def _descend(descent: _Descent) -> Trace:
             callbacks=problem.callbacks,
         )
     batches = _stream(problem, descent.everyone)
+    steps = method.steps or NOISY_STEPS
+    rise = 0 if descent.affine else method.warmup * steps
 
     def objective(step: int) -> Tensor:
         batch = next(batches)
         fresh = method.noise == "fresh" or len(batch) < len(descent.everyone)
         noise = descent._noise(batch, method.draws) if fresh else descent.common
-        return descent.value(batch, noise)
+        weight = 1.0 if step >= rise else WARMUP_FROM + (1 - WARMUP_FROM) * step / rise
+        return descent.value(batch, noise, weight)
 
     return adam(
         objective,
         descent.parameters(),
-        steps=method.steps or NOISY_STEPS,
+        steps=steps,
         lr=method.lr,
         callbacks=problem.callbacks,
         after=descent.reset,
