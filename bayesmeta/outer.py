@@ -49,7 +49,8 @@ def minimise(
     """
     trace = Trace()
     if not parameters:
-        trace.values, trace.result, trace.gradient = [float(objective())], Result.converged, 0.0
+        trace.values = [float(objective().detach())]
+        trace.result, trace.gradient = Result.converged, 0.0
         return trace
     last = {"value": float("nan")}
 
