@@ -52,7 +52,11 @@ class PyroModel(Model):
         """The model with its latent sites found by running it once on the first task."""
         refuse_padding(family, self.takes_mask, "the Pyro model")
         first = family.batch(torch.tensor([0]))
-        tensors = [t[0] for t in first.tensors.values()]
+        # Sites drawn from Python numbers have the default dtype; only their shapes are wanted.
+        default = torch.get_default_dtype()
+        tensors = [
+            t[0].to(default) if t.is_floating_point() else t[0] for t in first.tensors.values()
+        ]
         options = {} if first.mask is None or not self.takes_mask else {"mask": first.mask[0]}
         with torch.random.fork_rng(devices=[]), poutine.block():
             trace = poutine.trace(self.fn).get_trace(*tensors, **options)
