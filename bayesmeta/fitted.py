@@ -159,11 +159,11 @@ class Fit:
     @property
     def likelihood(self) -> Likelihood | None:
         """The likelihood with its fitted constants, in original units."""
-        likelihood = self.model.likelihood
-        scale = 1.0 if self.standardisation is None else self.standardisation.y_scale
-        return copy.deepcopy(likelihood) if likelihood is None or scale == 1 else (
-            likelihood.rescale(scale)
-        )  # fmt: skip
+        likelihood = copy.deepcopy(self.model.likelihood)
+        if likelihood is not None and self.standardisation is not None:
+            scale = self.standardisation.y_scale
+            likelihood = likelihood if scale == 1 else likelihood.rescale(scale)
+        return None if likelihood is None else likelihood.requires_grad_(False)
 
     @property
     def method(self) -> dict[str, Any]:
