@@ -109,7 +109,7 @@ def fake_fit(
     single: tuple[int, ...] = (),
     seed: int = 0,
     table: bool = True,
-) -> FakeFit:
+) -> Any:
     """A fit of simulated tasks y = θ₀ + θ₁ x + θ₂ x² + noise; tasks in `single` have one row."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.tensor([251.0, 10.5, -0.4], dtype=torch.float64)[:dim]

@@ -10,7 +10,17 @@ from matplotlib.ticker import PercentFormatter
 
 from bayesmeta.plots._coverage import points
 from bayesmeta.plots._fan import shows_probability, y_label
-from bayesmeta.plots._style import COLOURS, GREY, MARKERS, SINGLE, key, new_axes, percent, tint
+from bayesmeta.plots._style import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    SINGLE,
+    key,
+    new_axes,
+    percent,
+    plain,
+    tint,
+)
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
@@ -63,6 +73,7 @@ def calibration(
     found = points(
         fit, family=family, prediction=prediction, levels=tuple(levels), draws=draws, seed=seed
     )
+    own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, 3.0)
     if band:
@@ -88,13 +99,13 @@ def calibration(
     ax.set_xlim(0.0, 1.0)
     ax.set_ylim(0.0, 1.0)
     ax.set_aspect("equal")
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     binary = shows_probability(fit)
-    ax.set_xlabel(f"predicted {y_label(fit)}" if binary else "nominal coverage")
+    ax.set_xlabel(plain(f"predicted {y_label(fit)}") if binary else "nominal coverage")
     ax.set_ylabel("observed share" if binary else "observed coverage")
     if legend:
-        key(ax)
+        key(ax, own=own)
     return ax
 
 

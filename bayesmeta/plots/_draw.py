@@ -85,15 +85,13 @@ def _coordinates(fit: Fit, coordinates: Sequence[str | int] | None) -> list[int]
     return [position(fit, c) for c in wanted]
 
 
-def _panels(
-    count: int, width: float, each: float, *, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, width: float, each: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels of one height, as many side by side as the width allows."""
     columns = max(1, min(count, int(width / PANEL)))
     rows = -(-count // columns)
     with style():
         fig = new_figure(width, each * rows)
-        axes = list(fig.subplots(rows, columns, squeeze=False, sharey=sharey).ravel())
+        axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
     for ax in axes[count:]:
         ax.remove()
     return fig, axes[:count]
@@ -112,11 +110,12 @@ def _spread(
     """One panel per coordinate, all in the order of the first; sorted apart without names."""
     chosen = _coordinates(fit, coordinates)
     alone = fit.no_pooling() if no_pooling is None else no_pooling
-    each = height(len(fit.posterior.tasks), max_labels)
-    fig, axes = _panels(len(chosen), width, each)
-    named = len(fit.posterior.tasks) <= max_labels
-    order = chosen[0] if sort is True and named else sort
     columns = max(1, min(len(chosen), int(width / PANEL)))
+    each = height(len(fit.posterior.tasks), max_labels)
+    named = len(fit.posterior.tasks) <= max_labels
+    lower = not named and columns < len(chosen)
+    fig, axes = _panels(len(chosen), width, 4.2 if lower else each)
+    order = chosen[0] if sort is True and named else sort
     with style():
         for i, (coordinate, ax) in enumerate(zip(chosen, axes, strict=True)):
             spread(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.plots._reading import Array, array, response
-from bayesmeta.plots._style import plain
+from bayesmeta.plots._style import short
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
 
@@ -132,7 +132,7 @@ def x_column(family: TaskFamily, x: str | int | None) -> int | None:
 def x_label(fit: Fit, x: str | int | None) -> str:
     """The name of what is across."""
     column = x_column(fit.family, x)
-    return "observation" if column is None else plain(_names(fit.family)[column])
+    return "observation" if column is None else short(_names(fit.family)[column])
 
 
 def y_label(fit: Fit) -> str:
@@ -140,7 +140,7 @@ def y_label(fit: Fit) -> str:
     name, table = response(fit), fit.family.table
     if shows_probability(fit):
         levels = (table.coding or {}).get(table.response, ()) if table is not None else ()
-        return f"P({name} = {plain(levels[1]) if len(levels) == 2 else 1})"
+        return f"P({name} = {short(levels[1]) if len(levels) == 2 else 1})"
     # A table writes counts of trials as successes/trials, which says what is drawn.
     proportion = "trials" in fit.family.tensors and table is None
     return f"{name} / trials" if proportion else name

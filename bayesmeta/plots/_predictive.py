@@ -23,6 +23,7 @@ from bayesmeta.plots._style import (
     percent,
     plain,
     round_ticks,
+    short,
     small,
     style,
     tint,
@@ -69,16 +70,17 @@ def predictive(
         InputError: no such task or column, or a response without order.
     """
     (fan,) = fans(fit, task_positions(fit, task), x=x, levels=LEVELS, draws=draws, seed=seed)
+    own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, 2.6)
     _draw(ax, fan)
     _set_ticks(ax, [fan])
-    ax.set_xlabel(x_label(fit, x))
-    ax.set_ylabel(y_label(fit))
+    ax.set_xlabel(plain(x_label(fit, x)))
+    ax.set_ylabel(plain(y_label(fit)))
     if legend:
-        key(ax, title=plain(fan.task))
+        key(ax, own=own, title=plain(short(fan.task)))
     else:
-        ax.set_title(plain(fan.task))
+        ax.set_title(plain(short(fan.task)))
     return ax
 
 
@@ -123,14 +125,14 @@ def predictive_grid(
         for ax, fan in zip(panels, found, strict=False):
             _draw(ax, fan)
             _set_ticks(ax, found)
-            ax.set_title(plain(fan.task, limit=letters), fontsize=7, pad=2)
+            ax.set_title(plain(short(fan.task, letters)), fontsize=7, pad=2)
         for ax in panels[len(found) :]:
             ax.set_visible(False)
         for ax in panels[max(0, len(found) - columns) : len(found)]:
             ax.tick_params(labelbottom=True)
-        fig.supxlabel(x_label(fit, x), fontsize=8)
-        fig.supylabel(y_label(fit), fontsize=8)
-    figure_key(fig, panels[:1])
+        fig.supxlabel(plain(x_label(fit, x)), fontsize=8)
+        fig.supylabel(plain(y_label(fit)), fontsize=8)
+    figure_key(fig, [panels[0]])
     return fig
 
 
@@ -142,19 +144,24 @@ def _one_panel(fit: Fit, found: Sequence[Fan], width: float) -> Figure:
         _draw_by_task(ax, found)
         ax.yaxis.set_major_locator(round_ticks(5))
         table = fit.family.table
-        ax.set_xlabel("task" if table is None else plain(table.task))
-        ax.set_ylabel(y_label(fit))
+        ax.set_xlabel("task" if table is None else plain(short(table.task)))
+        ax.set_ylabel(plain(y_label(fit)))
     figure_key(fig, [ax])
     return fig
 
 
 def predictive_caption(
-    fit: Fit, tasks: Sequence[str | int] | str | int | None = None, **options: Any
+    fit: Fit,
+    tasks: Sequence[str | int] | str | int | None = None,
+    *,
+    x: str | int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    **_: Any,
 ) -> str:
     """What the fans show, in numbers of this fit."""
     chosen = chosen_tasks(fit) if tasks is None else task_positions(fit, tasks)
-    allowed = {k: v for k, v in options.items() if k in ("x", "draws", "seed")}
-    found = fans(fit, chosen, **({"x": None} | allowed), levels=(0.95,))
+    found = fans(fit, chosen, x=x, levels=(0.95,), draws=draws, seed=seed)
     everyone = len(fit.posterior.tasks)
     which = f"{len(found)} of {everyone} tasks" if len(found) < everyone else f"{everyone} tasks"
     if tasks is None and len(found) < everyone:
@@ -217,7 +224,7 @@ def _draw_by_task(ax: Axes, found: Sequence[Fan]) -> None:
         _draw_bars(ax, one, middle, width)
         across = np.full(len(fan.data_y), float(slot))
         _draw_data(ax, _side_by_side(across, np.arange(2.0))[0], fan.data_y)
-    names = [plain(fan.task, limit=20) for fan in found]
+    names = [plain(short(fan.task, 20)) for fan in found]
     room = ax.get_window_extent().width / ax.figure.dpi * 72 / len(found)
     upright = max(map(len, names)) * 0.6 * small(ax) < room
     ax.set_xticks(range(len(names)), names, rotation=0 if upright else 90)

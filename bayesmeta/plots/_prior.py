@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from bayesmeta.plots._reading import Array, label, number, position, read, z
+from bayesmeta.plots._reading import Array, axis_label, label, number, position, read, z
 from bayesmeta.plots._style import COLOURS, SINGLE, key, new_axes, percent, round_ticks, small, tint
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def prior(
     """
     at = position(fit, coordinate)
     data = read(fit, at, no_pooling=False)
+    own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, 2.4)
     x = _grid(data.prior_mean, data.prior_sd, data.mean, data.sd)
@@ -69,14 +70,14 @@ def prior(
     )
     ax.set_xlim(x[0], x[-1])
     ax.set_ylim(-0.07 * top, 1.06 * top)
-    ax.set_xlabel(label(fit, at))
+    ax.set_xlabel(axis_label(fit, at))
     ax.set_ylabel("density")
     ax.xaxis.set_major_locator(round_ticks(5))
     ax.yaxis.set_major_locator(round_ticks(4))
     if curve is None and average is None:
         ax.set_yticks([])
     if legend:
-        key(ax)
+        key(ax, own=own)
     return ax
 
 
@@ -118,7 +119,7 @@ def _draw_each(ax: Axes, x: Array, each: Array) -> None:
     ax.add_collection(
         LineCollection(
             lines,
-            colors=[tint(COLOURS["posterior"], float(np.clip(9 / len(lines), 0.2, 0.45)))],
+            colors=[tint(COLOURS["posterior"], float(np.clip(9 / len(lines), 0.3, 0.45)))],
             linewidths=float(np.clip(12 / len(lines), 0.3, 0.7)),
             label="task posteriors, rescaled",
             zorder=1,

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesmeta.plots._style import plain
+from bayesmeta.plots._style import plain, short
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
+LONG = 34  # letters of a label on one line
 _SCALES = {
     "bernoulli": "log odds",
     "binomial": "log odds",
@@ -85,10 +86,10 @@ def task_positions(fit: Fit, tasks: Any) -> list[int]:
     return found
 
 
-def response(fit: Fit) -> str:
+def response(fit: Fit, limit: int = 28) -> str:
     """The response's name as the table wrote it; "y" without a table."""
     table = fit.family.table
-    return plain(table.response) if table is not None else "y"
+    return short(table.response, limit) if table is not None else "y"
 
 
 def feature(fit: Fit, coordinate: int) -> str | None:
@@ -108,21 +109,27 @@ def feature(fit: Fit, coordinate: int) -> str | None:
 
 
 def label(fit: Fit, coordinate: int) -> str:
-    """A coordinate's axis label: its name, and its unit in the table's words."""
+    """A coordinate's name, and its unit in the table's words."""
     name, column = fit.prior.names[coordinate], feature(fit, coordinate)
-    if column is None:
-        return plain(name, 36)
+    return short(name) if column is None else f"{short(column)} ({_unit(fit, column, 28)})"
+
+
+def axis_label(fit: Fit, coordinate: int) -> str:
+    """`label` for an axis: on two lines where one would be long."""
+    text, column = label(fit, coordinate), feature(fit, coordinate)
+    if len(text) > LONG and column is not None:
+        text = f"{short(column)}\n({_unit(fit, column, 14)})"
+    return plain(text)
+
+
+def _unit(fit: Fit, column: str, limit: int) -> str:
+    """The response's scale per unit of a column; a level or an intercept is counted per nothing."""
     likelihood = fit.likelihood.name if fit.likelihood is not None else ""
-    unit = _SCALES.get(likelihood, response(fit))
-    return f"{plain(column)} ({unit}{_per(fit, column)})"
-
-
-def _per(fit: Fit, column: str) -> str:
-    """What a weight is counted per: nothing for an intercept or a level, which is a difference."""
+    scale = _SCALES.get(likelihood, response(fit, limit))
     coding = (fit.family.table.coding if fit.family.table is not None else None) or {}
     if column == "Intercept" or column.split("[")[0] in coding:
-        return ""
-    return f" per {plain(column)}" if column.isidentifier() else " per unit"
+        return scale
+    return f"{scale} per {short(column, limit) if column.isidentifier() else 'unit'}"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.patches import FancyArrowPatch
 
+from bayesmeta.plots._places import name_points
 from bayesmeta.plots._reading import (
     Array,
     array,
+    axis_label,
     estimates_alone,
-    label,
     number,
     position,
     window,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 LEVELS = (0.5, 0.9)
 MOST_ARROWS = 60
+MOST_NAMES = 8
 
 
 def shrinkage(
@@ -47,7 +50,8 @@ def shrinkage(
     """Arrows from each task's own estimate to its posterior mean, over ellipses of the prior.
 
     An ellipse of mass p is {θ : (θ−θ₀)ᵀ Σ₀⁻¹ (θ−θ₀) = −2 log(1−p)}, here for 50 and 90 %. Own
-    estimates far outside the others lie beyond the limits; their line still points to them.
+    estimates far outside the others lie beyond the limits; their line still points to them. Up to
+    eight tasks are named.
 
     Args:
         fit: a fit with at least two coordinates.
@@ -68,6 +72,7 @@ def shrinkage(
     alone = estimates_alone(fit, no_pooling)[:, pair]
     centre = array(fit.prior.mean)[pair]
     covariance = array(fit.prior.covariance())[np.ix_(pair, pair)]
+    own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, 3.0)
 
@@ -83,12 +88,15 @@ def shrinkage(
     core = np.concatenate([pooled, *outlines])
     ax.set_xlim(*window(core[:, 0], alone[:, 0]))
     ax.set_ylim(*window(core[:, 1], alone[:, 1]))
-    ax.set_xlabel(label(fit, pair[0]))
-    ax.set_ylabel(label(fit, pair[1]))
+    ax.set_xlabel(axis_label(fit, pair[0]))
+    ax.set_ylabel(axis_label(fit, pair[1]))
     ax.xaxis.set_major_locator(round_ticks(5))
     ax.yaxis.set_major_locator(round_ticks(5))
+    if len(pooled) <= MOST_NAMES:
+        way = np.linspace(alone, pooled, 9).reshape(-1, 2)
+        name_points(ax, list(fit.posterior.tasks), pooled, np.concatenate([way, outlines[0]]))
     if legend:
-        key(ax)
+        key(ax, own=own)
     return ax
 
 
@@ -99,17 +107,16 @@ def shrinkage_caption(
     pair = _pair(fit, first, second)
     sd = array(fit.prior.sd())[pair]
     names = [fit.prior.names[i] for i in pair]
-    text = (
-        f"From each task's estimate by its own rows (hollow) to its posterior mean (filled), for "
-        f"{names[0]} and {names[1]}; ellipses hold 50 and 90 % of the prior"
-    )
+    alone = estimates_alone(fit, no_pooling)[:, pair]
+    missing = int((~np.isfinite(alone).all(1)).sum())
+    moves = "From each task's estimate by its own rows (hollow) to its posterior mean (filled), for"
+    text = moves if missing < len(alone) else f"Posterior means of {len(alone)} tasks, for"
+    text += f" {names[0]} and {names[1]}; ellipses hold 50 and 90 % of the prior"
     if (sd == 0).any():
         still = " and ".join(n for n, s in zip(names, sd, strict=True) if s == 0)
         text += f", whose sd is 0 for {still}: no spread is left between tasks"
     else:
         text += f" (correlation {number(array(fit.prior.correlation())[tuple(pair)])})"
-    alone = estimates_alone(fit, no_pooling)[:, pair]
-    missing = int((~np.isfinite(alone).all(1)).sum())
     if 0 < missing < len(alone):
         text += f". {missing} tasks have no estimate of their own and no arrow"
     return text + "."
@@ -148,19 +155,17 @@ def _draw_moves(ax: Axes, alone: Array, pooled: Array) -> None:
     colour = COLOURS["no_pooling"]
     if few:
         for start, end in zip(alone[known], pooled[known], strict=True):
-            ax.annotate(
-                "",
-                xy=end,
-                xytext=start,
-                arrowprops={
-                    "arrowstyle": "-|>,head_length=0.25,head_width=0.12",
-                    "color": colour,
-                    "linewidth": 0.6,
-                    "shrinkA": 0.4 * size,
-                    "shrinkB": 0.4 * size,
-                },
-                annotation_clip=False,
-            ).arrow_patch.set_clip_box(ax.bbox)
+            ax.add_patch(
+                FancyArrowPatch(
+                    start,
+                    end,
+                    arrowstyle="-|>,head_length=2.0,head_width=1.0",
+                    color=colour,
+                    linewidth=0.6,
+                    shrinkA=0.4 * size,
+                    shrinkB=0.4 * size,
+                )
+            )
     else:
         moves = np.stack([alone[known], pooled[known]], 1)
         ax.add_collection(

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from bayesmeta.plots._reading import Array, Spread, label, number, position, read, window, z
+from bayesmeta.plots._reading import (
+    Array,
+    Spread,
+    axis_label,
+    label,
+    number,
+    position,
+    read,
+    window,
+    z,
+)
 from bayesmeta.plots._style import (
     COLOURS,
     MARKERS,
@@ -18,6 +28,7 @@ from bayesmeta.plots._style import (
     percent,
     plain,
     round_ticks,
+    short,
     small,
     tint,
 )
@@ -67,6 +78,7 @@ def spread(
     at = position(fit, coordinate)
     data = read(fit, at, no_pooling)
     order = _order(fit, at, sort)
+    own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, height(len(order), max_labels))
     half = z(level)
@@ -79,17 +91,19 @@ def spread(
     _draw_outside(ax, data.alone[order], limits, marks)
     ax.set_xlim(*limits)
     ax.set_ylim(-0.7, len(order) - 0.3)
-    ax.set_xlabel(label(fit, at))
+    ax.set_xlabel(axis_label(fit, at))
     ax.xaxis.set_major_locator(round_ticks(5))
     names = [fit.posterior.tasks[i] for i in order]
     if len(names) <= max_labels and marks.row >= 5.2:
         size = min(small(ax), marks.row / 1.05)
-        ax.set_yticks(np.arange(len(names)), [plain(name) for name in names], fontsize=size)
+        letters = int(0.36 * 72 * ax.figure.bbox.width / ax.figure.dpi / (0.58 * size))
+        shown = [plain(short(name, min(28, letters))) for name in names]
+        ax.set_yticks(np.arange(len(names)), shown, fontsize=size)
         ax.tick_params(axis="y", length=0)
     else:
         _count_rows(ax, len(names), "task" if sort is False else "task, by rank")
     if legend:
-        key(ax)
+        key(ax, own=own)
     return ax
 
 
@@ -122,8 +136,8 @@ def spread_caption(
     if not known.all() and known.any():
         text += f"; {int((~known).sum())} tasks have no estimate of their own"
     return (
-        f"{text}. Lowest: {plain(names[low])} ({number(data.mean[low])}); "
-        f"highest: {plain(names[high])} ({number(data.mean[high])})."
+        f"{text}. Lowest: {short(names[low])} ({number(data.mean[low])}); "
+        f"highest: {short(names[high])} ({number(data.mean[high])})."
     )
 
 
@@ -152,7 +166,7 @@ class _Marks:
         return cls(
             row,
             dot=float(np.clip(0.55 * row, 1.5, 4.0)),
-            interval=float(np.clip(0.5 * row, 0.4, 1.4)),
+            interval=float(np.clip(0.17 * row, 0.45, 1.3)),
             shade=1.0 if row > 5.0 else 0.4,
         )
 

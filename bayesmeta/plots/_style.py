@@ -16,7 +16,7 @@ import matplotlib as mpl
 import matplotlib.font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -121,7 +121,7 @@ def style() -> Iterator[None]:
         True
     """
     installed = set(matplotlib.font_manager.fontManager.get_font_names())
-    look = {
+    look: Any = {
         "font.family": ["DejaVu Sans", *(f for f in _OTHER_SCRIPTS if f in installed)],
         "font.size": 8.0,
         "axes.titlesize": 8.0,
@@ -148,14 +148,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(fig: Figure, path: str | Path, *, dpi: int = 200) -> Path:
+def save(fig: Figure | SubFigure, path: str | Path, *, dpi: int = 200) -> Path:
     """Write a figure as PNG, SVG or PDF, the same bytes for the same figure.
 
     No time and no version goes into the file, and the names inside an SVG are hashed with a
     fixed salt. The file appears whole or not at all; folders that are missing are made.
 
     Args:
-        fig: the figure.
+        fig: the figure, as `draw` gives it or as an Axes names it, `ax.figure`.
         path: where to; the ending chooses the format.
         dpi: dots per inch of a PNG.
 
@@ -176,7 +176,7 @@ def save(fig: Figure, path: str | Path, *, dpi: int = 200) -> Path:
         raise InputError(f"{path.name}: figures are written as .png, .svg or .pdf")
     drawn = io.BytesIO()
     with style(), mpl.rc_context({"svg.hashsalt": "bayesmeta"}):
-        fig.savefig(drawn, format=kind, dpi=dpi, metadata=undated[kind])
+        fig.figure.savefig(drawn, format=kind, dpi=dpi, metadata=undated[kind])
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(drawn.getvalue())
@@ -201,20 +201,25 @@ def tint(colour: str, amount: float) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def plain(text: str, limit: int = 28) -> str:
-    """A name as a label: one line, no TeX, its middle left out where it is long.
+def plain(text: str) -> str:
+    """A text for a figure, in which matplotlib finds no TeX."""
+    return text.replace("$", r"\$")
+
+
+def short(text: str, limit: int = 28) -> str:
+    """A name on one line, its middle left out where it is long.
 
     Example:
-        >>> plain("Lac qui Parle")
+        >>> short("Lac  qui Parle")
         'Lac qui Parle'
-        >>> plain("a very long name of a task, number 17", limit=16)
+        >>> short("a very long name of a task, number 17", limit=16)
         'a very lon…er 17'
     """
     text = " ".join(str(text).split())
     if len(text) > limit:
         tail = (limit - 1) // 3
         text = f"{text[: limit - 1 - tail]}…{text[-tail:]}"
-    return text.replace("$", r"\$")
+    return text
 
 
 def percent(level: float) -> str:
@@ -231,7 +236,7 @@ def round_ticks(most: int, *, integer: bool = False) -> MaxNLocator:
 
 def small(ax: Axes) -> float:
     """The type size of an axes' tick labels, in points: that of its legend and notes."""
-    return ax.xaxis.get_major_ticks(1)[0].label1.get_fontsize()
+    return float(ax.xaxis.get_major_ticks(1)[0].label1.get_fontsize())
 
 
 def entries(*axes: Axes) -> tuple[list[Any], list[str]]:
@@ -245,11 +250,15 @@ def entries(*axes: Axes) -> tuple[list[Any], list[str]]:
     return [found[name] for name in names], names
 
 
-def key(ax: Axes, *, title: str | None = None) -> None:
-    """A legend above the axes, in as many columns as fit its width, with the panel's title."""
+def key(ax: Axes, *, own: bool = False, title: str | None = None) -> None:
+    """A legend above the axes, with the panel's title; `own` if the figure holds nothing else."""
+    if own:
+        figure_key(ax.figure.figure, [ax], title=title)
+        return
     handles, names = entries(ax)
     size = small(ax)
-    room = ax.get_window_extent().width / ax.figure.dpi * 72
+    # A layout engine may still make the axes narrower, to make room for the names beside them.
+    room = 0.8 * ax.get_window_extent().width / ax.figure.dpi * 72
     ax.legend(
         handles,
         names,
@@ -259,13 +268,12 @@ def key(ax: Axes, *, title: str | None = None) -> None:
         fontsize=size,
         title=title,
         title_fontsize=size + 1.0,
-        alignment="left",
         borderaxespad=0.3,
         **_look_of_key(handles),
     )
 
 
-def figure_key(fig: Figure, axes: Sequence[Axes]) -> None:
+def figure_key(fig: Figure, axes: Sequence[Axes], *, title: str | None = None) -> None:
     """One legend above all panels."""
     handles, names = entries(*axes)
     with style():
@@ -274,6 +282,8 @@ def figure_key(fig: Figure, axes: Sequence[Axes]) -> None:
             names,
             loc="outside upper center",
             ncols=columns_that_fit(names, 72 * fig.get_figwidth(), 7.0),
+            title=title,
+            title_fontsize=8.0,
             **_look_of_key(handles),
         )
 
@@ -290,6 +300,8 @@ def _look_of_key(handles: list[Any]) -> dict[str, Any]:
 
 
 def columns_that_fit(names: Sequence[str], room: float, size: float) -> int:
-    """Columns of a legend in `room` points, judged by the widest name at type size `size`."""
-    widest = max((len(name) for name in names), default=1) * 0.55 * size + 3.4 * size
-    return int(min(len(names), max(1, room // widest))) or 1
+    """Columns of a legend in `room` points, by the names' widths at type size `size`."""
+    widths = [(0.55 * len(name) + 3.4) * size for name in names]
+    if sum(widths) <= room:
+        return max(1, len(names))
+    return int(max(1, room // max(widths)))
