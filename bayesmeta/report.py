@@ -154,6 +154,28 @@ def rows_report(title: str, rows: Rows, out: Path | None) -> Group:
     return Group(*body, *map(Text, rows.remarks))
 
 
+def check_report(checks: Mapping[str, Any]) -> Group:
+    """What `bayesmeta check` found, in sentences."""
+    drop = checks["drop"]
+    end = "a trace too short to tell" if drop is None else f"M fell by {number(drop)} nats at last"
+    lines = [f"Outer loop    {'converged' if checks['converged'] else 'not converged'} ({end})"]
+    if checks["pareto_k"] is not None:
+        largest = max((math.inf if k is None else k) for k in checks["pareto_k"].values())
+        lines.append(
+            f"Pareto k̂      at most {number(largest)} over {len(checks['pareto_k'])} tasks"
+        )
+    if checks["reachability_gap"] is not None:
+        gap = max(map(abs, checks["reachability_gap"].values()))
+        lines.append(f"Reachability  at most {number(gap)} nats from what adaptation reaches")
+    if checks["coverage"] is not None:
+        shares = [f"{share:.1%} at {float(p):.0%}" for p, share in checks["coverage"].items()]
+        lines.append(f"Coverage      {', '.join(shares)}, on rows the fit has seen")
+    lines.append(f"Flagged       {len(checks['flagged'])}")
+    flagged = [f"{flag['task']}: {flag['why']}" for flag in checks["flagged"]]
+    body = sentences("Tasks that need a look", _shortened(flagged))
+    return Group(*map(Text, lines), *body, *sentences("Notes", checks["notes"]))
+
+
 def figure_report(path: Path, caption: str) -> Group:
     """Where a figure is, and what it shows in this fit's numbers."""
     return Group(Text(str(path)), indented(caption))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import bayesmeta as bm
+from bayesmeta.checking import STILL, last_drop
 from bayesmeta.cli import app
 
 BATCHES, ROWS = 6, 5
@@ -226,19 +229,43 @@ def test_a_figure_goes_into_its_run(folder, tmp_path):
     assert (tmp_path / "run" / "spread.svg").is_file()
 
 
-def test_check_reports_every_task(folder):
+def test_check_finds_nothing_wrong_with_an_exact_fit(folder):
+    """Q_i is the posterior itself: equal weights, so no tail, and every draw counts."""
     checks = json.loads(succeed("check", folder / "fitted", "--json"))
-    assert isinstance(checks["converged"], bool)
-    assert set(checks["pareto_k"]) == {f"B{i}" for i in range(BATCHES)}
-    assert all(k is None or isinstance(k, float) for k in checks["pareto_k"].values())
+    tasks = [f"B{i}" for i in range(BATCHES)]
+    assert checks["converged"] is True
+    assert checks["pareto_k"] == dict.fromkeys(tasks, 0.0)
+    assert checks["effective_draws"] == pytest.approx(dict.fromkeys(tasks, 1.0))
+    assert checks["reachability_gap"] is None
+    assert 0.8 < checks["coverage"]["0.9"] <= 1
+    assert checks["flagged"] == checks["notes"] == []
     assert "Pareto" in succeed("check", folder / "fitted")
     assert succeed("check", folder / "fitted", "--quiet") == ""
 
 
-def test_eight_schools_says_in_words_that_the_prior_sd_is_zero(tmp_path):
-    import bayesmeta
+def test_check_flags_a_planted_wrong_posterior(folder, tmp_path):
+    """Posteriors 2 sd off and a third as wide as they should be."""
+    fitted = bm.load(folder / "fitted")
+    q = fitted.posterior.gaussian
+    wrong = bm.Gaussian(q.mean + 2 * q.sd(), q.variance() / 9)
+    fitted.posterior = dataclasses.replace(fitted.posterior, gaussian=wrong)
+    fitted.save(tmp_path / "wrong")
+    checks = json.loads(succeed("check", tmp_path / "wrong", "--json"))
+    assert [flag["task"] for flag in checks["flagged"]] == [f"B{i}" for i in range(BATCHES)]
+    assert max(checks["effective_draws"].values()) < 0.2
 
-    data = Path(bayesmeta.__file__).parent / "data" / "eight_schools.csv"
+
+def test_check_tells_a_falling_trace_from_noise():
+    noise = np.random.default_rng(0).normal(size=400)
+    for slope, still in ((0.0, True), (-0.1, False)):
+        drop, error = last_drop((slope * np.arange(400) + noise).tolist(), noisy=True)
+        assert drop is not None
+        assert drop == pytest.approx(-100 * slope, abs=4 * error)
+        assert (drop <= STILL + 3 * error) is still
+
+
+def test_eight_schools_says_in_words_that_the_prior_sd_is_zero(tmp_path):
+    data = Path(bm.__file__).parent / "data" / "eight_schools.csv"
     fit = ["fit", data, "--task", "school", "--y", "y", "--standard-error", "sigma", "--out"]
     out = " ".join(succeed(*fit, tmp_path / "a").split())
     assert "estimated as 0 (the boundary)" in out
