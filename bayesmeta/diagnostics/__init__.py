@@ -1,0 +1,36 @@
+"""Can a fit be trusted: convergence, Pareto k̂, calibration, and all checks in one call."""
+
+from __future__ import annotations
+
+from bayesmeta.diagnostics.calibration import (
+    calibration_mean_absolute,
+    calibration_rmse,
+    coverage,
+    expected_calibration_error,
+    predictive_nll,
+    rank_uniformity,
+    sbc_ranks,
+)
+from bayesmeta.diagnostics.checks import Finding, check
+from bayesmeta.diagnostics.convergence import (
+    TraceConvergence,
+    khat,
+    khat_flags,
+    trace_convergence,
+)
+
+__all__ = [
+    "Finding",
+    "TraceConvergence",
+    "calibration_mean_absolute",
+    "calibration_rmse",
+    "check",
+    "coverage",
+    "expected_calibration_error",
+    "khat",
+    "khat_flags",
+    "predictive_nll",
+    "rank_uniformity",
+    "sbc_ranks",
+    "trace_convergence",
+]

@@ -1,0 +1,143 @@
+"""`check(fit)`: everything that could make a person distrust a fit, as sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bayesmeta.diagnostics.convergence import khat, khat_flags, trace_convergence
+from bayesmeta.fitted import Fit
+from bayesmeta.results import Flag
+
+BOUNDARY = 1e-3  # prior sd over what the data of one task leave uncertain
+LARGEST_GAP = 1.0  # nats
+MOST_NAMED = 5
+DENSE_LIMIT = 500  # weights up to which the eigenvalues of Σ₀ are computed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        check: "trace", "pareto_k", "tasks", "boundary" or "reachability".
+        ok: whether there is nothing to do.
+        sentence: what was found and, unless ok, what to try.
+        flags: the tasks it concerns, each with its own sentence.
+    """
+
+    check: str
+    ok: bool
+    sentence: str
+    flags: tuple[Flag, ...] = ()
+
+
+def check(fit: Fit, *, draws: int = 2000, seed: int = 0) -> list[Finding]:
+    """All checks of a fit, in the order trace, pareto_k, tasks, boundary, reachability.
+
+    Args:
+        fit: a fit.
+        draws: from each Q_i for Pareto k̂.
+        seed: of the draws.
+
+    Returns:
+        One finding per check that applies: point posteriors have no k̂, and only a fit by joint
+        descent can leave the reach of adaptation.
+    """
+    found = [_trace(fit)]
+    if not fit.posterior.gaussian.is_point:
+        found.append(_pareto_k(fit, draws, seed))
+    found += [_tasks(fit), _boundary(fit)]
+    if fit.solver == "gradient":
+        found.append(_reachability(fit))
+    return found
+
+
+def _trace(fit: Fit) -> Finding:
+    ended = trace_convergence(fit.trace)
+    return Finding("trace", ended.converged or _solved_at_once(fit), ended.sentence)
+
+
+def _solved_at_once(fit: Fit) -> bool:
+    # A closed form leaves a trace of one or two values, and is nowhere else to go.
+    return fit.solver == "exact" and len(fit.trace) < 3
+
+
+def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
+    k = khat(fit, draws=draws, seed=seed)
+    flags = tuple(khat_flags(fit, k))
+    said = f"Pareto k̂ is at most {k.max():.2f} over {len(k)} tasks"
+    if flags:
+        said = (
+            f"Pareto k̂ is above 0.7 in {len(flags)} of {len(k)} tasks ({_named(flags)}): their "
+            'Q_i is not the posterior; use covariance="full", or compare with bm.nuts'
+        )
+    return Finding("pareto_k", not flags, said, flags)
+
+
+def _tasks(fit: Fit) -> Finding:
+    flags = tuple(fit.flagged)
+    said = f"{len(flags)} of {len(fit.family)} tasks did not converge by themselves"
+    if flags:
+        said += f" ({_named(flags)}): see the sentence of each"
+    return Finding("tasks", not flags, said, flags)
+
+
+def _boundary(fit: Fit) -> Finding:
+    """Directions in which Σ₀ is tiny beside what one task's data leave uncertain."""
+    prior = fit.prior
+    alone = torch.nan_to_num(fit.no_pooling().sd().nanmedian(0).values)
+    # Where no task alone identifies a weight, the posteriors' sd is the scale that is left.
+    scale = torch.where(alone > 0, alone, fit.posterior.sd().median(0).values)
+    scale = torch.where(scale > 0, scale, torch.where(prior.sd() > 0, prior.sd(), 1.0))
+    small = prior.sd() < BOUNDARY * scale
+    names = [name for name, out in zip(prior.names, small.tolist(), strict=True) if out]
+    if names:
+        return Finding(
+            "boundary",
+            False,
+            f"the prior sd of {_listed(names)} is at its boundary, 0: the tasks do not differ in "
+            "it beyond the noise; leave it out of the adapted weights, or use "
+            'hyperprior="boundary-avoiding"',
+        )
+    if len(scale) <= DENSE_LIMIT:
+        scaled = prior.covariance() / (scale[:, None] * scale)
+        if float(torch.linalg.eigvalsh(scaled)[0]) < BOUNDARY**2:
+            return Finding(
+                "boundary",
+                False,
+                f"Σ₀ is singular: a combination of {_listed(prior.names)} does not differ between "
+                'tasks; use Prior("diagonal"), or hyperprior="boundary-avoiding"',
+            )
+    return Finding("boundary", True, "Σ₀ is inside its boundary")
+
+
+def _reachability(fit: Fit) -> Finding:
+    gap = fit.reachability_gap()
+    pairs = zip(fit.family.names, gap.tolist(), strict=True)
+    flags = tuple(
+        Flag(
+            task,
+            f"adaptation from θ₀ ends {abs(nats):.3g} nats "
+            f"{'above' if nats < 0 else 'below'} the fitted Q_i: use reset_every=, or more steps",
+        )
+        for task, nats in pairs
+        if not abs(nats) <= LARGEST_GAP
+    )
+    said = f"adaptation from θ₀ reaches every Q_i within {gap.abs().max():.2g} nats"
+    if flags:
+        said = (
+            f"adaptation from θ₀ misses the fitted Q_i by more than {LARGEST_GAP:g} nat in "
+            f"{len(flags)} of {len(gap)} tasks ({_named(flags)}): use reset_every=, or more steps"
+        )
+    return Finding("reachability", not flags, said, flags)
+
+
+def _named(flags: tuple[Flag, ...]) -> str:
+    return _listed([flag.task for flag in flags])
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
