@@ -43,7 +43,7 @@ def to_arviz(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Any:
 
     Tasks of different lengths lie one after another along `observation`, so no padding is in it.
     A model without a likelihood of rows has the first two groups only. What is not random in a
-    fit (shared values, evidence) is in the attributes of `posterior`.
+    fit (shared values, noise, evidence) is in the attributes of `posterior`.
 
     One 8-byte number per draw, task and coordinate, and two per draw and observation, would be
     large for large families. Draws are cut so that all stays under about 100 MB; where fewer than
@@ -192,7 +192,9 @@ def _affordable(fit: Fit, draws: int, per_row: bool) -> tuple[int, bool, list[st
 
 def _about(fit: Fit, notes: list[str]) -> dict[str, Any]:
     shared = {name: _array(value).tolist() for name, value in fit.shared.items()}
+    noise = {} if fit.noise is None else {"noise": float(fit.noise)}
     return {
+        **noise,
         "log_evidence": float(fit.log_evidence),
         "evidence_kind": str(fit.evidence_kind),
         "shared": json.dumps(shared),

@@ -39,6 +39,7 @@ class FakeFit:
     notes: list[str] = field(default_factory=lambda: ["a prior variance is at its boundary"])
     log_evidence: float = -875.97
     evidence_kind: str = "exact"
+    noise: float | None = 25.6
 
     def __post_init__(self) -> None:
         tasks = len(self.rows)
@@ -55,7 +56,7 @@ class FakeFit:
         self.posterior = FakeGaussian(mean, names)
         self.prior = SimpleNamespace(gaussian=FakeGaussian(np.array([251.4, 10.5])))
         self.model = SimpleNamespace(likelihood=self.likelihood)
-        self.shared: dict[str, Any] = {"scale": np.float64(25.6)}
+        self.shared: dict[str, Any] = {"Age": np.float64(0.5)}
         self.asked: list[int] = []
 
     def predict(self, *, draws: int, seed: int) -> Any:
@@ -82,7 +83,8 @@ def test_groups_dims_and_named_coords():
     days = posterior["theta"].sel(task="309", coordinate="Days")
     assert abs(float(days.mean()) - 11.0) < 0.1
     assert dataset(data, "prior")["theta"].dims == ("chain", "draw", "coordinate")
-    assert json.loads(posterior.attrs["shared"]) == {"scale": 25.6}
+    assert json.loads(posterior.attrs["shared"]) == {"Age": 0.5}
+    assert posterior.attrs["noise"] == 25.6
     assert posterior.attrs["log_evidence"] == -875.97
     assert "boundary" in posterior.attrs["notes"]
 
@@ -160,7 +162,7 @@ def test_a_file_comes_back_the_same(tmp_path):
 
 def test_a_failed_save_leaves_nothing(tmp_path):
     fit = FakeFit()
-    fit.shared = {"scale": object()}
+    fit.shared = {"Age": object()}
     with pytest.raises(TypeError):
         save_netcdf(fit, tmp_path / "posterior.nc")
     assert list(tmp_path.iterdir()) == []
@@ -170,6 +172,44 @@ def test_without_a_likelihood_only_theta_is_exported():
     data: Any = to_arviz(FakeFit(likelihood=None), draws=5)
     names: Any = data.groups() if callable(data.groups) else data.groups
     assert {name.strip("/") for name in names} - {""} == {"posterior", "prior"}
+
+
+def test_a_real_fit_with_ragged_tasks(tmp_path):
+    torch = pytest.importorskip("torch")
+    import bayesmeta as bm
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.arange(5.0, dtype=torch.float64).expand(6, 5)
+    mask = torch.arange(5) < torch.tensor([[2], [3], [5], [4], [1], [5]])
+    theta = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    noise = 0.3 * torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    family = bm.TaskFamily.from_tensors(
+        x=x.unsqueeze(-1),
+        y=theta[:, :1] + theta[:, 1:] * x + noise,
+        mask=mask,
+        names=list("abcdef"),
+    )
+    model = bm.Model(torch.nn.Linear(1, 1), bm.likelihoods.Gaussian())
+    fit = bm.fit(model, family, prior=bm.Prior("diagonal"))
+    data = fit.to_arviz(draws=400, seed=3)
+    posterior = dataset(data, "posterior")["theta"]
+    assert posterior["coordinate"].values.tolist() == ["weight[0,0]", "bias[0]"]
+    error = fit.posterior.sd().numpy() / 20  # of a mean of 400 draws
+    assert (
+        np.abs(posterior.mean(("chain", "draw")) - fit.posterior.mean.numpy()) < 5 * error
+    ).all()
+    drawn = torch.as_tensor(posterior.values[0])
+    np.testing.assert_allclose(
+        dataset(data, "log_likelihood")["y"].values[0], fit.log_likelihood(drawn)[:, mask].numpy()
+    )
+    observed = dataset(data, "observed_data")["y"].values
+    np.testing.assert_array_equal(observed, family.tensors["y"][mask].numpy())
+    predicted = dataset(data, "posterior_predictive")["y"].values[0]
+    assert np.abs(predicted.mean(0) - observed).max() < 1.0
+    again = dataset(fit.to_arviz(draws=400, seed=4), "posterior")["theta"]
+    assert (again.values != posterior.values).all()
+    save_netcdf(fit, tmp_path / "p.nc", draws=10)
+    assert pareto_k(fit.log_ratio(500, generator)).tolist() == [0.0] * 6
 
 
 def test_a_large_family_gets_fewer_draws_and_says_so(tmp_path, monkeypatch):
