@@ -65,7 +65,7 @@ class Method:
         batch: tasks per step, without replacement; None is all of them.
         warmup: fraction of the noisy steps over which the KL's weight rises from near 0 to β; Q_i
             that start under the full KL tend to collapse on the prior. The end is at β.
-        tolerance: largest derivative at which a deterministic fit ends.
+        tolerance: largest derivative, in nats per task, at which a deterministic fit ends.
         reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
         prior_update: "gradient", or "closed_form" after each step of the gradient solver.
 

@@ -96,7 +96,7 @@ def estimate(problem: Problem) -> Estimate:
         objective,
         parameters,
         steps=problem.steps,
-        tolerance=problem.method.tolerance,
+        tolerance=problem.method.tolerance * len(problem.family),
         callbacks=problem.callbacks,
     )
     with torch.no_grad():

@@ -149,7 +149,7 @@ def estimate(problem: Problem) -> Estimate:
         fit.objective,
         fit.parameters(),
         steps=problem.steps,
-        tolerance=problem.method.tolerance,
+        tolerance=problem.method.tolerance * len(problem.family),
         callbacks=problem.callbacks,
     )
     if problem.prior.learn == "all" and problem.prior.hyperprior is None:
