@@ -165,6 +165,15 @@ def test_a_spread_shows_the_posteriors_and_the_prior():
     assert alone.get_markerfacecolor() == "white"
 
 
+def test_all_intervals_are_inside_the_limits():
+    fit = fake_fit(3)
+    fit.posterior.mean -= 500.0
+    low, high = plots.spread(fit, no_pooling=False, level=0.9).get_xlim()
+    ends = (seen(fit.posterior.mean) - z(0.9) * seen(fit.posterior.sd()))[:, 0]
+    extent = 251 + z(0.9) * 24 - ends.min()
+    assert (high - low, low) == pytest.approx((1.08 * extent, ends.min() - 0.04 * extent))
+
+
 def test_a_spread_keeps_the_familys_order_on_request():
     fit = CASES["3 tasks"]
     ax = plots.spread(fit, 0, sort=False)

