@@ -155,25 +155,21 @@ def rows_report(title: str, rows: Rows, out: Path | None) -> Group:
 
 
 def check_report(checks: Mapping[str, Any]) -> Group:
-    """What `bayesmeta check` found, in sentences."""
-    drop = checks["drop"]
-    end = "a trace too short to tell" if drop is None else f"M fell by {number(drop)} nats at last"
-    lines = [f"Outer loop    {'converged' if checks['converged'] else 'not converged'} ({end})"]
-    if checks["pareto_k"] is not None:
-        largest = max((math.inf if k is None else k) for k in checks["pareto_k"].values())
-        lines.append(
-            f"Pareto k̂      at most {number(largest)} over {len(checks['pareto_k'])} tasks"
-        )
-    if checks["reachability_gap"] is not None:
-        gap = max(map(abs, checks["reachability_gap"].values()))
-        lines.append(f"Reachability  at most {number(gap)} nats from what adaptation reaches")
+    """What `bayesmeta check` found: a line per check, then the tasks concerned."""
+    drawn = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in checks["findings"]:
+        verdict = "ok" if finding["ok"] else "look"
+        drawn.add_row(finding["check"], verdict, Text(finding["sentence"]))
+    if checks["effective_draws"] is not None:
+        least = min(checks["effective_draws"].values())
+        said = f"at least {least:.1%} of the draws of every Q_i remain after reweighting"
+        drawn.add_row("draws", "", said)
     if checks["coverage"] is not None:
         shares = [f"{share:.1%} at {float(p):.0%}" for p, share in checks["coverage"].items()]
-        lines.append(f"Coverage      {', '.join(shares)}, on rows the fit has seen")
-    lines.append(f"Flagged       {len(checks['flagged'])}")
-    flagged = [f"{flag['task']}: {flag['why']}" for flag in checks["flagged"]]
-    body = sentences("Tasks that need a look", _shortened(flagged))
-    return Group(*map(Text, lines), *body, *sentences("Notes", checks["notes"]))
+        drawn.add_row("coverage", "", f"{', '.join(shares)}, on rows the fit has seen")
+    lines = [f"{t['task']}: {t['why']}" for f in checks["findings"] for t in f["flagged"]]
+    body = sentences("Tasks that need a look", _shortened(lines))
+    return Group(drawn, *body, *sentences("Notes", checks["notes"]))
 
 
 def figure_report(path: Path, caption: str) -> Group:
