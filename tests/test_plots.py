@@ -215,6 +215,12 @@ def test_a_prior_without_spread_says_so_in_each_figure():
     assert "sd is 0 for Days" in plots.caption("shrinkage", CASES["one sd is 0"])
 
 
+def test_long_names_that_share_their_ends_are_told_apart():
+    names = [f"region of a long name, number {i} (district)" for i in range(30)]
+    ax = plots.spread(fake_fit(30, names=names))
+    assert len({tick.get_text() for tick in ax.get_yticklabels()}) == 30
+
+
 def test_flagged_tasks_are_marked():
     fit = fake_fit(5)
     fit.flagged = [Flag("302", "k-hat is 0.9")]

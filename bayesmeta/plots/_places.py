@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bayesmeta.plots._reading import Array
-from bayesmeta.plots._style import plain, short, small
+from bayesmeta.plots._style import plain, short_names, small
 
 # Offsets in points and alignments, in the order they are tried.
 PLACES = (
@@ -39,8 +39,7 @@ def name_points(ax: Axes, names: list[str], at: Array, marks: Array) -> None:
     edges = scale * np.array([frame.x0, frame.y0, frame.x1, frame.y1])
     taken = scale * ax.transData.transform(marks[np.isfinite(marks).all(1)])
     boxes = np.concatenate([taken - 2.0, taken + 2.0], 1)
-    for name, point in zip(names, at, strict=True):
-        text = short(name, 16)
+    for text, point in zip(short_names(names, 16), at, strict=True):
         x, y = scale * ax.transData.transform(point)
         best = min(PLACES, key=lambda p: _cost(_box(p, x, y, len(text), size), boxes, edges))
         box = _box(best, x, y, len(text), size)

@@ -24,6 +24,7 @@ from bayesmeta.plots._style import (
     plain,
     round_ticks,
     short,
+    short_names,
     small,
     style,
     tint,
@@ -122,10 +123,11 @@ def predictive_grid(
     with style():
         fig = new_figure(width, 0.75 + 1.1 * rows)
         panels = fig.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
-        for ax, fan in zip(panels, found, strict=False):
+        names = short_names([fan.task for fan in found], letters)
+        for ax, fan, name in zip(panels, found, names, strict=False):
             _draw(ax, fan)
             _set_ticks(ax, found)
-            ax.set_title(plain(short(fan.task, letters)), fontsize=7, pad=2)
+            ax.set_title(plain(name), fontsize=7, pad=2)
         for ax in panels[len(found) :]:
             ax.set_visible(False)
         for ax in panels[max(0, len(found) - columns) : len(found)]:
@@ -224,7 +226,7 @@ def _draw_by_task(ax: Axes, found: Sequence[Fan]) -> None:
         _draw_bars(ax, one, middle, width)
         across = np.full(len(fan.data_y), float(slot))
         _draw_data(ax, _side_by_side(across, np.arange(2.0))[0], fan.data_y)
-    names = [plain(short(fan.task, 20)) for fan in found]
+    names = [plain(name) for name in short_names([fan.task for fan in found], 20)]
     room = ax.get_window_extent().width / ax.figure.dpi * 72 / len(found)
     upright = max(map(len, names)) * 0.6 * small(ax) < room
     ax.set_xticks(range(len(names)), names, rotation=0 if upright else 90)

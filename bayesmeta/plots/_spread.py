@@ -29,6 +29,7 @@ from bayesmeta.plots._style import (
     plain,
     round_ticks,
     short,
+    short_names,
     small,
     tint,
 )
@@ -97,7 +98,7 @@ def spread(
     if len(names) <= max_labels and marks.row >= 5.2:
         size = min(small(ax), marks.row / 1.05)
         letters = int(0.36 * 72 * ax.figure.bbox.width / ax.figure.dpi / (0.58 * size))
-        shown = [plain(short(name, min(28, letters))) for name in names]
+        shown = [plain(name) for name in short_names(names, min(28, letters))]
         ax.set_yticks(np.arange(len(names)), shown, fontsize=size)
         ax.tick_params(axis="y", length=0)
     else:

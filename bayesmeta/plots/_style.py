@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,27 @@ def short(text: str, limit: int = 28) -> str:
         tail = (limit - 1) // 3
         text = f"{text[: limit - 1 - tail]}…{text[-tail:]}"
     return text
+
+
+def short_names(names: Sequence[str], limit: int = 28) -> list[str]:
+    """`short` for names side by side: what all long ones share gives way to where they differ.
+
+    Example:
+        >>> short_names(["survey of district 1 (rural)", "survey of district 2 (rural)"], limit=14)
+        ['…strict 1 (ru…', '…strict 2 (ru…']
+    """
+    shown = [short(name, limit) for name in names]
+    alike = [i for i, name in enumerate(shown) if shown.count(name) > 1]
+    if not alike:
+        return shown
+    whole = {i: " ".join(names[i].split()) for i in alike}
+    # The first and the last in alphabetical order share no more than all of them do.
+    ends = zip(min(whole.values()), max(whole.values()), strict=False)
+    start = max(0, len(list(takewhile(lambda pair: pair[0] == pair[1], ends))) - limit // 2)
+    for i, name in whole.items():
+        end = start + limit - 2
+        shown[i] = f"{'…' if start else ''}{name[start:end]}{'…' if end < len(name) else ''}"
+    return shown
 
 
 def percent(level: float) -> str:
