@@ -252,7 +252,8 @@ def pareto_k(log_ratios: Any) -> np.ndarray:
 
     Returns:
         (task,) k̂. It is 0 where all ratios are equal within 1e-6 nats, as they are when Q_i is
-        the exact posterior: there is no tail to fit. It is inf where a ratio is NaN or +inf.
+        the exact posterior: there is no tail to fit. It is inf where a ratio is NaN or +inf, or the
+        tail too heavy or too short to fit.
 
     Raises:
         InputError: the ratios are not (draw, task), or have fewer than 100 draws.
@@ -274,15 +275,17 @@ def pareto_k(log_ratios: Any) -> np.ndarray:
     k[equal] = 0.0
     rest = usable & ~equal
     if rest.any():
-        k[rest] = _psis(np.ascontiguousarray(ratios[:, rest].T))
+        fitted = _psis(np.ascontiguousarray(ratios[:, rest].T))
+        k[rest] = np.where(np.isnan(fitted), np.inf, fitted)  # 1.x on a tail beyond its range
     return k
 
 
 def _psis(log_ratios: np.ndarray) -> np.ndarray:
     """(task,) k̂ of (task, draw) ratios, by whichever ArviZ is installed."""
     az = _arviz()
-    # A tail too short to fit is told by k̂ = inf; both versions also warn of it.
-    with warnings.catch_warnings():
+    # A tail too short to fit is told by k̂ = inf; both versions also warn of it. A heavy tail
+    # overflows an exponential on the way to a weight of 0, which is what it should be.
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.simplefilter("ignore", UserWarning)
         if _before_1(az):
             return np.asarray(az.psislw(log_ratios)[1])

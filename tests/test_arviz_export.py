@@ -253,6 +253,11 @@ def test_pareto_k_of_a_light_right_tail_is_small_whatever_the_left():
     assert pareto_k(draws)[0] < 0.3
 
 
+def test_pareto_k_of_a_very_heavy_tail_is_large_and_quiet():
+    draws = np.exp(2 * np.random.default_rng(0).exponential(size=(2000, 1)))
+    assert pareto_k(draws)[0] > 2
+
+
 def test_pareto_k_without_a_tail_or_without_numbers():
     rng = np.random.default_rng(0)
     ratios = np.stack(

@@ -16,7 +16,6 @@ from bayesmeta.diagnostics import (
     coverage,
     expected_calibration_error,
     khat,
-    khat_flags,
     predictive_nll,
     rank_uniformity,
     sbc_ranks,
@@ -123,24 +122,59 @@ def with_sd(fit: Fit, factor: float) -> Fit:
 
 
 def test_khat_of_an_exact_a_too_wide_and_a_too_narrow_posterior(exact):
-    assert (khat(exact) == 0).all()
-    assert (khat(with_sd(exact, 1.5)) < 0.5).all()
+    right = khat(exact)
+    assert (right.k == 0).all()
+    assert right.efficiency == pytest.approx(1.0)
+    wide = khat(with_sd(exact, 1.5))
+    assert (wide.k < 0.5).all()
+    assert right.flags == wide.flags == []
     # p/q for p = N(0, 1), q = N(0, s²) has a tail of index 1 − s².
     narrow = khat(with_sd(exact, 0.3), draws=20_000)
-    assert np.abs(narrow - (1 - 0.3**2)).max() < 0.2
-    assert khat_flags(exact, khat(exact)) == []
-    flags = khat_flags(exact, narrow)
-    assert [f.task for f in flags] == list(exact.posterior.tasks)
-    assert "above 0.7" in flags[0].why
-    assert "bm.nuts(fit, task='0')" in flags[0].why
-    assert len(khat_flags(exact, np.full(12, np.nan))) == 12
+    assert np.abs(narrow.k - (1 - 0.3**2)).max() < 0.2
+    assert narrow.wrong.all()
+    assert [f.task for f in narrow.flags] == list(exact.posterior.tasks)
+    assert "above 0.7: Q_i is narrower" in narrow.flags[0].why
+    assert "bm.nuts(fit, task='0')" in narrow.flags[0].why
+
+
+def test_the_efficiency_is_that_of_a_normal_distribution(exact):
+    # E[r]² / E[r²] = (2 / s² − 1 / s⁴)^½ per weight for q wider than p by s.
+    s = 1.5
+    assert khat(with_sd(exact, s)).efficiency == pytest.approx(2 / s**2 - 1 / s**4, abs=0.05)
+
+
+def test_a_tail_that_holds_nothing_is_told_from_a_wrong_posterior():
+    even, uneven, unknown = (
+        diagnostics.Khat(("a",), np.array([k]), np.array([efficiency]))
+        for k, efficiency in ((2.3, 0.99), (2.3, 0.5), (np.nan, np.nan))
+    )
+    assert even.large.all()
+    assert not even.wrong.any()
+    assert "efficiency of 99.0%" in even.flags[0].why
+    assert uneven.wrong.all()
+    assert unknown.wrong.all()
+
+
+def test_a_skewed_posterior_whose_moments_are_right_is_no_alarm():
+    # Binomial rows: the log posterior is nearly quadratic, its far left tail is the prior's.
+    generator = torch.Generator().manual_seed(0)
+    trials = torch.full((10, 4), 15.0).double()
+    logit = -1 + 0.7 * torch.randn(10, 1, generator=generator).double()
+    y = torch.binomial(trials, logit.sigmoid().expand(10, 4), generator=generator)
+    family = bm.TaskFamily.from_tensors(x=torch.ones(10, 4, 1).double(), y=y, trials=trials)
+    model = bm.Model(torch.nn.Linear(1, 1, bias=False), likelihoods.Binomial())
+    fit = bm.fit(model, family)
+    (found,) = [f for f in check(fit) if f.check == "pareto_k"]
+    assert found.ok
+    assert found.flags
+    assert "only the far tails" in found.sentence
 
 
 def test_khat_does_not_depend_on_the_size_of_its_blocks(exact, monkeypatch):
     wrong = with_sd(exact, 0.5)
     whole = khat(wrong, draws=500)
     monkeypatch.setattr(diagnostics.convergence, "LARGEST_RATIO_BLOCK", 12 * 6 * 100)
-    np.testing.assert_allclose(khat(wrong, draws=500), whole, atol=0.5)
+    np.testing.assert_allclose(khat(wrong, draws=500).k, whole.k, atol=0.5)
 
 
 def test_points_have_no_khat(exact):

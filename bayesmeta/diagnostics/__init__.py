@@ -13,14 +13,15 @@ from bayesmeta.diagnostics.calibration import (
 )
 from bayesmeta.diagnostics.checks import Finding, check
 from bayesmeta.diagnostics.convergence import (
+    Khat,
     TraceConvergence,
     khat,
-    khat_flags,
     trace_convergence,
 )
 
 __all__ = [
     "Finding",
+    "Khat",
     "TraceConvergence",
     "calibration_mean_absolute",
     "calibration_rmse",
@@ -28,7 +29,6 @@ __all__ = [
     "coverage",
     "expected_calibration_error",
     "khat",
-    "khat_flags",
     "predictive_nll",
     "rank_uniformity",
     "sbc_ranks",

@@ -22,6 +22,7 @@ LARGEST_T = 4.0  # 8 degrees of freedom: 4 in 1000 flat traces, more where block
 FEWEST_NOISY = 4 * BLOCKS
 ROUNDING = 1e-12
 LARGEST_K = 0.7
+EVEN = 0.98  # efficiency; a mean that is off by 0.14 sd, or an sd by 8 %, leaves no more
 LARGEST_RATIO_BLOCK = 2e7  # numbers in one padded (draw, task, row) block
 
 ADVICE = {
@@ -125,7 +126,57 @@ def trace_convergence(trace: Sequence[float], *, tail: float = TAIL) -> TraceCon
     return TraceConvergence(verdict, steps, drift, error, t, abs(drift) / descent)
 
 
-def khat(fit: Fit, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Khat:
+    """Importance ratios of each task's Q_i against its posterior, summed up.
+
+    k̂ speaks of the far tail of the ratios, and only of its shape: where Q_i is right but for a
+    tail that holds little, the few draws in that tail are large beside nearly equal others, and
+    k̂ is large though nothing depends on them. The efficiency tells the two apart.
+
+    Args:
+        tasks: their names.
+        k: (task,) Pareto k̂.
+        efficiency: (task,) (Σ r)² / (n Σ r²), the share of draws that importance sampling keeps.
+    """
+
+    tasks: tuple[str, ...]
+    k: np.ndarray
+    efficiency: np.ndarray
+
+    @property
+    def large(self) -> np.ndarray:
+        """(task,) whether k̂ is above 0.7, or not a number."""
+        return ~(self.k <= LARGEST_K)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """(task,) whether k̂ is above 0.7 and the ratios are uneven too: means and sds are off."""
+        return self.large & ~(self.efficiency >= EVEN)
+
+    @property
+    def flags(self) -> list[Flag]:
+        """One per task whose k̂ is above 0.7."""
+        return [
+            Flag(self.tasks[i], self._why(i, wrong=bool(self.wrong[i])))
+            for i in self.large.nonzero()[0].tolist()
+        ]
+
+    def _why(self, i: int, *, wrong: bool) -> str:
+        said = f"Pareto k̂ is {self.k[i]:.2f}, above {LARGEST_K}"
+        if wrong:
+            return (
+                f"{said}: Q_i is narrower than the posterior or misses part of it; use "
+                f'covariance="full", or compare with bm.nuts(fit, task={self.tasks[i]!r})'
+            )
+        return (
+            f"{said}, with an efficiency of {self.efficiency[i]:.1%}: the mean and sd of Q_i are "
+            "right to about 10 % of an sd, its far tail is not; for tail probabilities use "
+            f"bm.nuts(fit, task={self.tasks[i]!r})"
+        )
+
+
+def khat(fit: Fit, *, draws: int = 2000, seed: int = 0) -> Khat:
     """Pareto k̂ of each task's Q_i against its posterior p(θ | S_i, θ₀, Σ₀, ψ).
 
     Args:
@@ -134,7 +185,7 @@ def khat(fit: Fit, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
         seed: of the draws.
 
     Returns:
-        (task,) k̂; see `bayesmeta.arviz_export.pareto_k`.
+        k̂ (see `bayesmeta.arviz_export.pareto_k`) and efficiency by task.
 
     Raises:
         InputError: the Q_i are points, which have no density to compare.
@@ -146,26 +197,9 @@ def khat(fit: Fit, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
     width = max(1 if mask is None else mask.shape[1], len(fit.posterior.names))
     chunk = max(1, int(LARGEST_RATIO_BLOCK / (len(fit.family) * width)))
     sizes = [min(chunk, draws - start) for start in range(0, draws, chunk)]
-    return pareto_k(torch.cat([fit.log_ratio(n, generator) for n in sizes]))
-
-
-def khat_flags(fit: Fit, k: np.ndarray) -> list[Flag]:
-    """A flag for every task whose k̂ is above 0.7.
-
-    Args:
-        fit: the fit, for its names.
-        k: (task,) from `khat`.
-    """
-    return [
-        Flag(
-            task,
-            f"Pareto k̂ is {value:.2f}, above {LARGEST_K}: Q_i is narrower than the posterior or "
-            'misses part of it; use covariance="full", or compare with '
-            f"bm.nuts(fit, task={task!r})",
-        )
-        for task, value in zip(fit.posterior.tasks, k, strict=True)
-        if not value <= LARGEST_K
-    ]
+    ratios = torch.cat([fit.log_ratio(n, generator).cpu() for n in sizes]).double()
+    size = (2 * ratios.logsumexp(0) - (2 * ratios).logsumexp(0)).exp()
+    return Khat(fit.posterior.tasks, pareto_k(ratios), (size / draws).numpy())
 
 
 def _never_rises(values: np.ndarray) -> bool:
