@@ -1,10 +1,10 @@
 """A fit on disk: JSON for the record, safetensors for numbers, nothing executable.
 
-    run.json               the record: method, units, table, data fingerprint, versions, seed, result
-    prior.safetensors      θ₀, Σ₀ and ψ
-    posterior.safetensors  every Q_i
-    tasks.safetensors      the data the fit was made from
-    log.jsonl              M per outer step
+run.json               the record: method, units, table, data fingerprint, versions, seed, result
+prior.safetensors      θ₀, Σ₀ and ψ
+posterior.safetensors  every Q_i
+tasks.safetensors      the data the fit was made from
+log.jsonl              M per outer step
 """
 
 from __future__ import annotations
@@ -120,11 +120,10 @@ def _assemble(
     gaussian = prior.form.constrain(free, prior_file["blocks"])
     shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
     model.load_shared(shared)
-    parts = (posterior_file.get(k) for k in ("mean", "diagonal", "factor"))
+    posterior = Gaussian(
+        posterior_file["mean"], posterior_file.get("diagonal"), posterior_file.get("factor")
+    )
     result, standard = record["result"], record["standardisation"]
-    values = {} if standard is None else {
-        k: tuple(v) if isinstance(v, list) else v for k, v in standard.items()
-    }  # fmt: skip
     log = record["log"]
     return Fit(
         model=model,
@@ -132,11 +131,11 @@ def _assemble(
         choices=Method.from_json(record["method"]),
         solver=record["solver"],
         fitted_prior=prior.like(gaussian, prior_file["blocks"]),
-        posterior=Named(tuple(record["names"]), Gaussian(*parts), family.names),
+        posterior=Named(tuple(record["names"]), posterior, family.names),
         log_evidence=result["log_evidence"],
         evidence_kind=record["evidence_kind"],
         task_evidence=posterior_file["task_evidence"],
-        standardisation=None if standard is None else Standardisation(**values),
+        standardisation=None if standard is None else Standardisation.from_json(standard),
         standard_errors=result["standard_errors"],
         flagged=[Flag(**flag) for flag in result["flagged"]],
         notes=result["notes"],

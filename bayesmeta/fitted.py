@@ -188,7 +188,7 @@ class Fit:
 
     @property
     def noise(self) -> float | None:
-        """Noise sd in original units; None where the likelihood has none, or rows have their own."""
+        """Noise sd in original units; None if the likelihood has none or rows have their own."""
         if self.likelihood is None or "standard_error" in self.family.tensors:
             return None
         return self.likelihood.summary().get("scale")

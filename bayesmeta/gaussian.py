@@ -7,7 +7,9 @@ Three shapes are used: d alone (isotropic, per block, diagonal), F alone and low
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -202,12 +204,12 @@ class Gaussian:
         factor = None if self.factor is None else self.factor * scale.unsqueeze(-1)
         return Gaussian(self.mean * scale, diagonal, factor)
 
-    def map(self, change) -> Gaussian:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Gaussian:
         """The same change (an indexing, a move to a device) of each tensor."""
         parts = (self.diagonal, self.factor)
         return Gaussian(change(self.mean), *(None if p is None else change(p) for p in parts))
 
-    def __getitem__(self, index) -> Gaussian:
+    def __getitem__(self, index: Any) -> Gaussian:
         """Members of the leading batch axis."""
         return self.map(lambda tensor: tensor[index])
 

@@ -143,8 +143,8 @@ def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Met
     Args:
         covariance: of every Q_i: point, diagonal, lowrank(r), full.
         beta: weight of the KL.
-        **options: solver, steps, lr, draws, noise, batch, warmup, tolerance, reset_every, prior_update; see
-            `Method`.
+        **options: solver, steps, lr, draws, noise, batch, warmup, tolerance, reset_every,
+            prior_update; see `Method`.
 
     Example:
         >>> joint(covariance="diagonal").posterior

@@ -22,9 +22,7 @@ def per_task(expected_loss: Tensor, posteriors: Gaussian, prior: Gaussian, beta:
         prior: N(θ₀, Σ₀).
         beta: weight of the KL; anything but 1 is not a bound on the evidence.
     """
-    divergence = (
-        prior.quadratic(posteriors.mean) if posteriors.is_point else posteriors.kl(prior)
-    )
+    divergence = prior.quadratic(posteriors.mean) if posteriors.is_point else posteriors.kl(prior)
     return expected_loss + beta * divergence
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 from bayesmeta.results import Result
@@ -65,7 +65,7 @@ def minimise(
             return float("inf"), np.zeros_like(gradient)
         return last["value"], gradient
 
-    def report(intermediate_result) -> None:
+    def report(intermediate_result: OptimizeResult) -> None:
         trace.values.append(float(intermediate_result.fun))
         for callback in callbacks:
             callback(len(trace.values), steps, trace.values[-1])
@@ -78,8 +78,12 @@ def minimise(
     if not dense:
         options |= {"maxfun": 20 * steps, "ftol": 0.0, "maxcor": 30}
     solution = minimize(
-        evaluate, start, jac=True, method="BFGS" if dense else "L-BFGS-B",
-        options=options, callback=report,
+        evaluate,
+        start,
+        jac=True,
+        method="BFGS" if dense else "L-BFGS-B",
+        options=options,
+        callback=report,
     )
     value, gradient = evaluate(solution.x)
     trace.values.append(value)

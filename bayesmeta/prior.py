@@ -75,20 +75,20 @@ class Prior(nn.Module):
         Raises:
             InputError: shapes disagree, or a variance is negative.
         """
-        mean = torch.atleast_1d(torch.as_tensor(mean))
-        mean = mean if mean.is_floating_point() else mean.double()
+        centre = torch.as_tensor(mean).reshape(-1)
+        centre = centre if centre.is_floating_point() else centre.double()
         if (variance is None) == (covariance is None):
             raise InputError("give exactly one of variance= and covariance=")
         if covariance is not None:
-            covariance = torch.as_tensor(covariance).to(mean)
-            if covariance.shape != (len(mean), len(mean)):
-                raise InputError(f"covariance is {tuple(covariance.shape)} for {len(mean)} weights")
-            gaussian = Gaussian.from_covariance(mean, covariance)
+            matrix = torch.as_tensor(covariance).to(centre)
+            if matrix.shape != (len(centre), len(centre)):
+                raise InputError(f"covariance is {tuple(matrix.shape)} for {len(centre)} weights")
+            gaussian = Gaussian.from_covariance(centre, matrix)
         else:
-            spread = torch.as_tensor(variance).to(mean).expand(mean.shape)
+            spread = torch.as_tensor(variance).to(centre).expand(centre.shape)
             if bool((spread < 0).any()):
                 raise InputError("a prior variance is negative")
-            gaussian = Gaussian(mean, spread.clone())
+            gaussian = Gaussian(centre, spread.clone())
         return self.like(gaussian, blocks)
 
     def like(self, gaussian: Gaussian, blocks: Tensor | None = None) -> Prior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class Standardisation:
             spread = float(y.std(correction=0))
             response = (float(y.mean()), spread if spread > 0 else 1.0)
         return cls(tuple(x.mean(0).tolist()), tuple(scale.tolist()), *response)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Standardisation:
+        """What `dataclasses.asdict` wrote."""
+        features = {k: tuple(record[k]) for k in ("x_mean", "x_scale")}
+        return cls(**features, y_mean=record["y_mean"], y_scale=record["y_scale"])
 
     def apply(self, family: TaskFamily) -> TaskFamily:
         """The family in standardised units."""

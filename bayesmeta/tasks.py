@@ -59,7 +59,9 @@ class TableInfo:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> TableInfo:
         known = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in record.items()
+        }
         if set(values) != known:
             raise InputError(f"a table record has fields {sorted(values)}, not {sorted(known)}")
         if values["coding"] is not None:
@@ -166,12 +168,12 @@ class TaskFamily:
 
     def subset(self, which: Sequence[int] | Sequence[str] | Tensor) -> TaskFamily:
         """Some of the tasks, by position or by name, in the order given."""
-        which = which.tolist() if isinstance(which, Tensor) else list(which)
+        wanted: list[Any] = which.tolist() if isinstance(which, Tensor) else list(which)
         place = {name: i for i, name in enumerate(self.names)}
-        unknown = [w for w in which if isinstance(w, str) and w not in place]
+        unknown = [w for w in wanted if isinstance(w, str) and w not in place]
         if unknown:
             raise InputError(f"no task is named {unknown[0]!r}; names look like {self.names[0]!r}")
-        index = torch.tensor([place[w] if isinstance(w, str) else int(w) for w in which])
+        index = torch.tensor([place[w] if isinstance(w, str) else int(w) for w in wanted])
         batch = self.batch(index)
         names = [self.names[i] for i in index.tolist()]
         return TaskFamily(batch.tensors, mask=batch.mask, names=names, table=self.table)
@@ -295,9 +297,7 @@ class TaskFamily:
         lengths = torch.tensor([len(d["y"]) for d in draws])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         tensors = {
-            name: torch.stack(
-                [_pad(d[name], len(d["y"]), mask.shape[1]) for d in draws]
-            )
+            name: torch.stack([_pad(d[name], len(d["y"]), mask.shape[1]) for d in draws])
             for name in draws[0]
         }
         return cls(tensors, mask=mask.to(tensors["y"].device))

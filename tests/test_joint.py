@@ -22,9 +22,7 @@ REFERENCE = json.loads((DATA / "reference" / "reference.json").read_text())
 
 
 def sleepstudy() -> bm.TaskFamily:
-    return bm.TaskFamily.from_csv(
-        DATA / "sleepstudy.csv", task="Subject", x=["Days"], y="Reaction"
-    )
+    return bm.TaskFamily.from_csv(DATA / "sleepstudy.csv", task="Subject", x=["Days"], y="Reaction")
 
 
 def correlated_tasks(seed: int = 0) -> tuple[bm.TaskFamily, bm.Model, bm.Prior]:

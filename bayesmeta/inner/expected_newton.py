@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesmeta.gaussian import Gaussian
 from bayesmeta.expectation import LinearExpectation, NodeExpectation
+from bayesmeta.gaussian import Gaussian
 from bayesmeta.results import Result
 
 SLACK = 1e-12
@@ -132,7 +132,13 @@ def solve(
     return best
 
 
-def _evaluate(expectation, location, shared, root, state: State):
+def _evaluate(
+    expectation: LinearExpectation | NodeExpectation,
+    location: Tensor,
+    shared: dict[str, Tensor],
+    root: Tensor,
+    state: State,
+) -> tuple[State, Tensor, Tensor, Tensor]:
     """State with its residual, the P̂ and gradient it asks for, and its objective."""
     deviation = state.deviation(root)
     with torch.enable_grad():

@@ -6,8 +6,6 @@ is maximum likelihood. θ₀ and the shared coefficients are profiled out, σ an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 

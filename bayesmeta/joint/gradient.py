@@ -8,17 +8,18 @@ to a quasi-Newton minimiser, the others to Adam.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from bayesmeta.expectation import LinearExpectation, drawn_loss
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import per_task, total
 from bayesmeta.outer import Trace, adam, minimise
 from bayesmeta.posteriors.conjugate import rescaling
-from bayesmeta.expectation import LinearExpectation, drawn_loss
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskBatch
@@ -103,9 +104,7 @@ class _Descent:
     def _linear(self, batch: TaskBatch) -> LinearExpectation:
         with torch.no_grad():
             design, constant = self.model.design(batch)
-        return LinearExpectation(
-            self.model, batch, design[..., : self.model.dim], design, constant
-        )
+        return LinearExpectation(self.model, batch, design[..., : self.model.dim], design, constant)
 
     @property
     def deterministic(self) -> bool:
@@ -205,7 +204,7 @@ def _descend(descent: _Descent) -> Trace:
     )
 
 
-def _stream(problem: Problem, everyone: TaskBatch):
+def _stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
     """Batches of tasks without end; each pass takes every task once."""
     size = problem.method.batch
     while True:
@@ -245,9 +244,7 @@ def estimate(problem: Problem) -> Estimate:
         )
 
 
-def adapted(
-    problem: Problem, shared: dict[str, Tensor]
-) -> tuple[Gaussian, Tensor, list[Result]]:
+def adapted(problem: Problem, shared: dict[str, Tensor]) -> tuple[Gaussian, Tensor, list[Result]]:
     """Q_i and −M_i (task,) of a family under a prior and ψ that are held.
 
     Args:

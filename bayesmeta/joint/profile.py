@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayesmeta.expectation import (
+    NODE_DIM_LIMIT,
+    LinearExpectation,
+    NodeExpectation,
+)
 from bayesmeta.gaussian import Gaussian, triangular
 from bayesmeta.inner.expected_newton import State, solve
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
 from bayesmeta.models import Model
 from bayesmeta.outer import Trace, minimise
 from bayesmeta.posteriors.conjugate import orthonormal, rescaling
-from bayesmeta.expectation import (
-    NODE_DIM_LIMIT,
-    LinearExpectation,
-    NodeExpectation,
-)
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskFamily
@@ -72,9 +72,7 @@ def coordinates(model: Model, family: TaskFamily, prior: Prior) -> Coordinates:
         weight = 1.0 if batch.mask is None else batch.mask.unsqueeze(-1)
         pooled = (design * weight).flatten(0, 1)
         weights = [w.detach().flatten() for w in model.shared_weights.values()]
-        expectation = LinearExpectation(
-            model, batch, design[..., : model.dim], design, constant
-        )
+        expectation = LinearExpectation(model, batch, design[..., : model.dim], design, constant)
         scaling = rescaling(pooled[:, : model.dim], prior.form)
         return Coordinates(expectation, orthonormal(pooled), scaling, torch.cat([start, *weights]))
     eye = torch.eye(model.dim, dtype=start.dtype, device=start.device)
@@ -88,9 +86,7 @@ class _Fit:
         self.problem = problem
         self.at = coordinates(problem.model, problem.family, problem.prior)
         self.location = torch.zeros_like(self.at.start).requires_grad_()
-        self.root = CovarianceRoot(
-            problem.prior.form, problem.model.blocks, self.at.start, 0.5
-        )
+        self.root = CovarianceRoot(problem.prior.form, problem.model.blocks, self.at.start, 0.5)
         linear = isinstance(self.at.expectation, LinearExpectation)
         free = problem.model.shared
         names = [k for k in free if not (linear and k.startswith("module."))]
@@ -117,7 +113,9 @@ class _Fit:
 
     def pooled(self) -> Tensor:
         """M with Σ₀ = 0: every task at θ₀."""
-        nothing = Gaussian(self.at.start.new_zeros(len(self.problem.family), self.problem.model.dim))
+        nothing = Gaussian(
+            self.at.start.new_zeros(len(self.problem.family), self.problem.model.dim)
+        )
         return self.at.expectation.value(self.place(), self.shared, nothing).sum()
 
     def objective(self) -> Tensor:

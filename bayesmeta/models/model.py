@@ -7,7 +7,7 @@ energy is written by the user; `torch.func.vmap` makes it one for all tasks and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -21,6 +21,7 @@ from bayesmeta.tasks import TaskBatch, TaskFamily
 
 KEYWORDS = ("trials", "offset", "standard_error")
 Energy = Callable[..., Tensor]
+Tensors = dict[str, Tensor]
 
 
 class Model(nn.Module):
@@ -79,12 +80,12 @@ class Model(nn.Module):
         return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
 
     @property
-    def shared(self) -> dict[str, Tensor]:
+    def shared(self) -> Tensors:
         """ψ: every parameter that is not adapted, the likelihood's included."""
         adapted = {f"module.{name}" for name in self.adapted}
         return {n: p for n, p in self.named_parameters() if n not in adapted}
 
-    def load_shared(self, shared: dict[str, Tensor]) -> None:
+    def load_shared(self, shared: Tensors) -> None:
         """Set ψ in place."""
         own = self.shared
         with torch.no_grad():
@@ -101,7 +102,7 @@ class Model(nn.Module):
         """This model, ready for a family's tensors."""
         return self
 
-    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, theta: Tensor) -> Tensors:
         parameters = dict(self.module.named_parameters())
         parts = theta.split(self.sizes)
         return {
@@ -113,14 +114,12 @@ class Model(nn.Module):
         """Whatever `function` computes, with θ and ψ in the place of this module's parameters."""
         return function()
 
-    def at(
-        self, theta: Tensor | None, shared: dict[str, Tensor], function: Callable[[], Tensor]
-    ) -> Tensor:
+    def at(self, theta: Tensor | None, shared: Tensors, function: Callable[[], Tensor]) -> Tensor:
         """`function()`, evaluated at θ (dim,) and ψ."""
         values = shared if theta is None else {**shared, **self.unflatten(theta)}
         return functional_call(self, values, (function,))
 
-    def prediction(self, tensors: dict[str, Tensor]) -> Tensor:
+    def prediction(self, tensors: Tensors) -> Tensor:
         """(row,) or (row, classes) for one task at the present weights, offset included."""
         output = self.module(self.inputs(tensors))
         if output.ndim > 1 and getattr(self.likelihood, "name", None) != "categorical":
@@ -128,14 +127,14 @@ class Model(nn.Module):
         return output + tensors["offset"] if "offset" in tensors else output
 
     @staticmethod
-    def inputs(tensors: dict[str, Tensor]) -> Tensor:
+    def inputs(tensors: Tensors) -> Tensor:
         return tensors["x"] if "x" in tensors else next(iter(tensors.values()))
 
-    def predict_task(self, theta: Tensor, shared: dict[str, Tensor], tensors) -> Tensor:
+    def predict_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """Prediction for one task at θ (dim,)."""
         return self.at(theta, shared, lambda: self.prediction(tensors))
 
-    def log_prob_task(self, theta: Tensor, shared: dict[str, Tensor], tensors) -> Tensor:
+    def log_prob_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """(row,) log p(y | θ, ψ) in nats for one task."""
         likelihood, options = self.require_likelihood(), self.options(tensors)
         y = self.response(tensors)
@@ -143,7 +142,7 @@ class Model(nn.Module):
             theta, shared, lambda: likelihood.log_prob(self.prediction(tensors), y, **options)
         )
 
-    def options(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def options(self, tensors: Tensors) -> Tensors:
         """The optional tensors (trials, known standard errors) that the likelihood takes."""
         return {k: tensors[k] for k in self.require_likelihood().optional if k in tensors}
 
@@ -153,7 +152,7 @@ class Model(nn.Module):
         return self.likelihood
 
     @staticmethod
-    def response(tensors: dict[str, Tensor]) -> Tensor:
+    def response(tensors: Tensors) -> Tensor:
         if "y" in tensors:
             return tensors["y"]
         plain = [v for k, v in tensors.items() if k not in KEYWORDS]
@@ -162,13 +161,15 @@ class Model(nn.Module):
         return plain[1]
 
     def energy(
-        self, theta: Tensor, shared: dict[str, Tensor], tensors, mask: Tensor | None = None
+        self, theta: Tensor, shared: Tensors, tensors: Tensors, mask: Tensor | None = None
     ) -> Tensor:
         """() f(θ) in nats for one task: the sum over its real rows."""
         rows = self.log_prob_task(theta, shared, tensors)
         return -(rows if mask is None else torch.where(mask, rows, 0.0)).sum()
 
-    def over_tasks(self, function: Callable[..., Tensor], theta: Tensor, batch: TaskBatch, *rest):
+    def over_tasks(
+        self, function: Callable[..., Tensor], theta: Tensor, batch: TaskBatch, *rest: Any
+    ) -> Tensor:
         """Map a function of (θ, tensors, mask) over tasks, and over draw axes before them."""
         inner = (0, 0, None if batch.mask is None else 0) + (None,) * len(rest)
         call = vmap(function, in_dims=inner, chunk_size=self.chunk_size)
@@ -176,9 +177,7 @@ class Model(nn.Module):
             call = vmap(call, in_dims=(0,) + (None,) * (2 + len(rest)))
         return call(theta, batch.tensors, batch.mask, *rest)
 
-    def energies(
-        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
-    ) -> Tensor:
+    def energies(self, theta: Tensor, batch: TaskBatch, shared: Tensors | None = None) -> Tensor:
         """(..., task) f_i(θ_i) in nats.
 
         Args:
@@ -191,9 +190,7 @@ class Model(nn.Module):
             lambda t, tensors, mask, s: self.energy(t, s, tensors, mask), theta, batch, shared
         )
 
-    def predict(
-        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
-    ) -> Tensor:
+    def predict(self, theta: Tensor, batch: TaskBatch, shared: Tensors | None = None) -> Tensor:
         """(..., task, row[, class]) predictions, offset included."""
         shared = self.shared if shared is None else shared
         return self.over_tasks(
@@ -201,11 +198,11 @@ class Model(nn.Module):
         )
 
     def log_prob_rows(
-        self, theta: Tensor, batch: TaskBatch, shared: dict[str, Tensor] | None = None
+        self, theta: Tensor, batch: TaskBatch, shared: Tensors | None = None
     ) -> Tensor:
         """(..., task, row) log p(y | θ, ψ) in nats; 0 at padding."""
 
-        def rows(t, tensors, mask, s):
+        def rows(t: Tensor, tensors: Tensors, mask: Tensor | None, s: Tensors) -> Tensor:
             values = self.log_prob_task(t, s, tensors)
             return values if mask is None else torch.where(mask, values, 0.0)
 
@@ -213,16 +210,16 @@ class Model(nn.Module):
         return self.over_tasks(rows, theta, batch, shared)
 
     @property
-    def shared_weights(self) -> dict[str, Tensor]:
+    def shared_weights(self) -> Tensors:
         """The module's part of ψ (without the likelihood's parameters)."""
         return {k: v for k, v in self.shared.items() if k.startswith("module.")}
 
-    def _flat_prediction(self, vector: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    def _flat_prediction(self, vector: Tensor, tensors: Tensors) -> Tensor:
         """Prediction at (θ, the module's ψ) laid out in one vector."""
         shared = self.split_shared(vector[self.dim :])
         return self.predict_task(vector[: self.dim], shared, tensors)
 
-    def split_shared(self, vector: Tensor) -> dict[str, Tensor]:
+    def split_shared(self, vector: Tensor) -> Tensors:
         """The module's part of ψ by name, from one vector."""
         weights = self.shared_weights
         parts = vector.split([w.numel() for w in weights.values()]) if weights else ()
@@ -255,12 +252,16 @@ class Model(nn.Module):
             return False
         batch = family.batch(torch.tensor([0]))
         generator = torch.Generator().manual_seed(0)
-        present = torch.cat([self.start, *[w.detach().flatten() for w in self.shared_weights.values()]])
+        present = torch.cat(
+            [self.start, *[w.detach().flatten() for w in self.shared_weights.values()]]
+        )
         points = torch.randn(2, self.flat_dim, generator=generator, dtype=present.dtype)
         base = torch.zeros_like(present) if jointly else present.clone()
         base[: self.dim] = 0
         moves = points.to(present.device) * (1.0 if jointly else torch.arange(len(base)) < self.dim)
-        vectors = torch.stack([base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]])
+        vectors = torch.stack(
+            [base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]]
+        )
         with torch.no_grad():
             zero, one, two, both = self.over_tasks(
                 lambda v, tensors, mask: self._flat_prediction(v, tensors), vectors[:, None], batch
@@ -315,12 +316,14 @@ class _EnergyModel(Model):
         refuse_padding(family, self.takes_mask, "the energy")
         return self
 
-    def energy(self, theta, shared, tensors, mask=None) -> Tensor:
+    def energy(
+        self, theta: Tensor, shared: Tensors, tensors: Tensors, mask: Tensor | None = None
+    ) -> Tensor:
         options = {"mask": mask} if self.takes_mask else {}
         return self.fn(theta, *tensors.values(), **options)
 
 
-def _select(parameters: dict[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
+def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
     if adapt == "all":
         return list(parameters)
     wanted = [adapt] if isinstance(adapt, str) else list(adapt)
@@ -340,5 +343,6 @@ def refuse_padding(family: TaskFamily, takes_mask: bool, what: str) -> None:
 
 
 def coordinate_names(name: str, parameter: Tensor) -> list[str]:
+    """One name per element of a parameter: "weight[0,1]", or the bare name of a scalar."""
     places = product(*map(range, parameter.shape))
     return [f"{name}[{','.join(map(str, i))}]" if i else name for i in places]

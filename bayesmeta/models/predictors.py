@@ -53,7 +53,9 @@ def linear(family: TaskFamily, likelihood: Likelihood) -> Model:
     return from_spec(spec, likelihood)
 
 
-def mlp(widths: Sequence[int], family: TaskFamily, likelihood: Likelihood, *, seed: int = 0) -> Model:
+def mlp(
+    widths: Sequence[int], family: TaskFamily, likelihood: Likelihood, *, seed: int = 0
+) -> Model:
     """A tanh network with hidden `widths`, all its weights adapted.
 
     Args:

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from bayesmeta.models.model import Model, coordinate_names, refuse_padding
+from bayesmeta.models.model import Model, Tensors, coordinate_names, refuse_padding
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
 
@@ -59,11 +59,13 @@ class PyroModel(Model):
         ]
         options = {} if first.mask is None or not self.takes_mask else {"mask": first.mask[0]}
         with torch.random.fork_rng(devices=[]), poutine.block():
-            trace = poutine.trace(self.fn).get_trace(*tensors, **options)
-        if any(site["type"] == "param" for site in trace.nodes.values()):
+            nodes: dict[str, Any] = dict(
+                poutine.trace(self.fn).get_trace(*tensors, **options).nodes
+            )
+        if any(site["type"] == "param" for site in nodes.values()):
             raise InputError("a pyro.param cannot be fitted here: make it a latent site")
         latent = [
-            (name, site) for name, site in trace.nodes.items()
+            (name, site) for name, site in nodes.items()
             if site["type"] == "sample" and not site["is_observed"]
             and type(site["fn"]).__name__ != "_Subsample"
         ]  # fmt: skip
@@ -84,7 +86,9 @@ class PyroModel(Model):
             s.name: s.transform(p.reshape(s.shape)) for s, p in zip(self.sites, parts, strict=True)
         }
 
-    def energy(self, theta, shared, tensors, mask=None) -> Tensor:
+    def energy(
+        self, theta: Tensor, shared: Tensors, tensors: Tensors, mask: Tensor | None = None
+    ) -> Tensor:
         """() minus the log-density of the observed sites at θ."""
         options = {"mask": mask} if self.takes_mask else {}
         latent = {s.name for s in self.sites}
@@ -93,8 +97,9 @@ class PyroModel(Model):
         with pyro.validation_enabled(False):
             trace = poutine.trace(conditioned).get_trace(*tensors.values(), **options)
             trace.compute_log_prob(lambda name, site: name not in latent)
+        nodes: dict[str, Any] = dict(trace.nodes)
         observed = [
-            site["log_prob_sum"] for name, site in trace.nodes.items()
+            site["log_prob_sum"] for name, site in nodes.items()
             if site["type"] == "sample" and name not in latent and "log_prob_sum" in site
         ]  # fmt: skip
         if not observed:

@@ -146,9 +146,7 @@ def eliminate(tasks: LinearTasks, root: Tensor, free: Tensor, held: Tensor) -> E
     )
 
 
-def log_evidence(
-    tasks: LinearTasks, part: Elimination, log_noise: Tensor, *, reml: bool
-) -> Tensor:
+def log_evidence(tasks: LinearTasks, part: Elimination, log_noise: Tensor, *, reml: bool) -> Tensor:
     """() log marginal likelihood in nats, or with `reml` the restricted one.
 
     REML integrates the free fixed effects under a flat prior:
