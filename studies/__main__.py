@@ -1,0 +1,61 @@
+"""`python -m studies list` and `python -m studies run NAME`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bayesmeta.console import plainly, show
+from bayesmeta.results import InputError
+from studies._framework import FIGURES, studies, study
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+Figures = Annotated[Path, typer.Option("--figures", help="The folder with the results.")]
+
+
+@app.command("list")
+@plainly
+def list_studies(figures: Figures = FIGURES) -> None:
+    """What each study asks, how long a full run takes, and what its committed table answers."""
+    table = Table("study", "question", "full run", "state", "answer")
+    for name, one in studies().items():
+        state = one.state(figures)
+        record = one.record(figures) or {}
+        answer = one.answer(figures) if state in ("current", "stale", "quick") else ""
+        seconds = "" if record.get("quick", True) else f"{record['seconds']:.0f} s"
+        table.add_row(name, one.module.QUESTION, seconds, state, answer)
+    show(table)
+
+
+@app.command()
+@plainly
+def run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study; see `list`.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds instead of minutes; results mean little.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; figures, or a new folder with --quick.")
+    ] = None,
+) -> None:
+    """Run one study and write its table, figures and record."""
+    chosen = study(name)
+    if out is None:
+        out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if quick else FIGURES
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: choose another --out")
+    with Console(stderr=True).status(f"{name}: {chosen.module.QUESTION}"):
+        record = chosen.run(quick=quick, device=device, out=out)
+    typer.echo(f"{record['headline']}\n{record['seconds']:.0f} s; written to {out}")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m studies")

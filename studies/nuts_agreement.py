@@ -1,0 +1,168 @@
+"""Posteriors of every task against a long NUTS run, the prior held alike in both.
+
+Eight schools with the prior at N(8, 5²), where Q_i is exact; cbpp (binomial) and grouseticks
+(Poisson) with prior and shared coefficients held at the fit, where Q_i is the best Gaussian.
+
+k̂ and the efficiency are those of the importance ratios posterior / Q_i, by
+`bayesmeta.diagnostics.khat`. Where a task's rows bound its weight on one side only (a herd without
+cases), the posterior has the prior's tail on the other, and k̂ tends to 1 − (posterior variance /
+prior variance) for every Gaussian Q_i however good: the efficiency tells whether it matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import bayesmeta as bm
+from bayesmeta.plots import COLOURS, DOUBLE, style
+from studies._framework import Result
+from studies._sets import frame, linear_fit
+
+QUESTION = "Do the tasks' posteriors agree with a long NUTS run under the same prior?"
+GOAL = 0.05
+GOOD_K = 0.7
+MCSE_DRAWN = 2
+
+
+def run(quick: bool, device: str) -> Result:
+    """Fit, sample, compare; `device` is where the fits are computed."""
+    chosen = {"eight_schools": FITS["eight_schools"]} if quick else FITS
+    table = pd.concat([_compare(name, make(device), quick) for name, make in chosen.items()])
+    table = table.reset_index(drop=True)
+    return Result(table, {"nuts_agreement": draw(table)})
+
+
+def headline(table: pd.DataFrame) -> str:
+    """The largest differences of each set, in posterior sds, beside NUTS' own error."""
+    said = []
+    for name, rows in table.groupby("set", sort=False):
+        means, sds = rows["mean_difference"].abs(), rows["sd_difference"].abs()
+        error = rows[["mean_mcse", "sd_mcse"]].max(axis=None)
+        beyond = int(((means > GOAL) | (sds > GOAL)).sum())
+        said.append(
+            f"{name}: means within {100 * means.max():.1f} % of a posterior sd, sds within "
+            f"{100 * sds.max():.1f} % (NUTS' standard error up to {100 * error:.1f} %), "
+            f"{beyond or 'none'} of {len(rows)} beyond 5 %, k̂ flags "
+            f"{rows['flagged'].sum()} (importance efficiency at least "
+            f"{100 * rows['efficiency'].min():.3g} %)"
+        )
+    return "; ".join(said) + "."
+
+
+def _eight_schools(device: str) -> bm.Fit:
+    prior = bm.Prior("diagonal", learn="none").at(mean=8.0, variance=25.0)
+    return linear_fit(
+        "y ~ 1 + (1 | school)",
+        frame("eight_schools"),
+        known_error="sigma",
+        prior=prior,
+        device=device,
+    )
+
+
+def _cbpp(device: str) -> bm.Fit:
+    formula = "incidence/size ~ C(period) + (1 | herd)"
+    return linear_fit(formula, frame("cbpp"), likelihood="binomial", device=device)
+
+
+def _grouseticks(device: str) -> bm.Fit:
+    formula = "TICKS ~ C(YEAR) + (1 | BROOD)"
+    return linear_fit(formula, frame("grouseticks"), likelihood="poisson", device=device)
+
+
+FITS: dict[str, Callable[[str], bm.Fit]] = {
+    "eight_schools": _eight_schools,
+    "cbpp": _cbpp,
+    "grouseticks": _grouseticks,
+}
+
+
+def _compare(name: str, fit: bm.Fit, quick: bool) -> pd.DataFrame:
+    """One row per task and coordinate."""
+    size = {"draws": 100, "warmup": 50, "chains": 1} if quick else {
+        "draws": 5000, "warmup": 1000, "chains": 4
+    }  # fmt: skip
+    draws = bm.nuts(fit, **size)
+    if not quick and draws.problems():
+        raise RuntimeError(f"{name}: NUTS is no reference: {'; '.join(draws.problems())}")
+    ratios = bm.diagnostics.khat(fit, draws=1000 if quick else 10_000)
+    mean, sd = fit.posterior.mean, fit.posterior.sd()
+    columns = {
+        "mean": mean,
+        "sd": sd,
+        "nuts_mean": draws.mean,
+        "nuts_sd": draws.sd,
+        "mean_difference": (mean - draws.mean) / draws.sd,
+        "mean_mcse": draws.mcse / draws.sd,
+        "sd_difference": sd / draws.sd - 1,
+        "sd_mcse": _sd_error(draws) / draws.sd,
+        "rhat": draws.rhat,
+        "ess": draws.ess,
+    }
+    tasks, dim = mean.shape
+    table = pd.DataFrame(
+        {
+            "set": name,
+            "task": np.repeat(fit.posterior.tasks, dim),
+            "coordinate": np.tile(fit.posterior.names, tasks),
+        }
+    )
+    values = {key: value.detach().cpu().flatten().numpy() for key, value in columns.items()}
+    by_task = {"pareto_k": ratios.k, "efficiency": ratios.efficiency, "flagged": ratios.large}
+    values |= {key: np.repeat(value, dim) for key, value in by_task.items()}
+    return table.assign(**values, draws=len(draws.draws), divergences=draws.divergences)
+
+
+def _sd_error(draws: bm.pyro_bridge.NutsResult) -> torch.Tensor:
+    """Monte Carlo standard error of the sds: that of the variance, over twice the sd."""
+    squares = (draws.draws - draws.mean).square()
+    return squares.std(0) / draws.ess_of(squares).sqrt() / (2 * draws.sd)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Differences of means and sds in posterior sds, and k̂; a row of panels per set."""
+    sets = list(table["set"].unique())
+    with style():
+        figure = Figure(figsize=(DOUBLE, 0.5 + 1.4 * len(sets)), layout="constrained")
+        grid = figure.subplots(len(sets), 3, squeeze=False)
+        for panels, name in zip(grid, sets, strict=True):
+            rows = table[table["set"] == name]
+            _differences(panels[0], rows, "mean")
+            _differences(panels[1], rows, "sd")
+            panels[2].plot(
+                range(len(rows)), rows["pareto_k"], color=COLOURS["posterior"], linestyle="",
+                marker="o", markersize=3,
+            )  # fmt: skip
+            panels[2].axhline(GOOD_K, color=COLOURS["reference"], linestyle="--")
+            panels[2].set_ylim(bottom=0)
+            panels[2].set_title(f"importance efficiency ≥ {100 * rows['efficiency'].min():.3g} %")
+            panels[0].set_ylabel(name)
+            for ax in panels:
+                ax.set_xticks([])
+                ax.set_xlabel(f"{len(rows)} tasks")
+            panels[2].set_ylabel("Pareto k̂")
+        grid[0][0].set_title("difference of means")
+        grid[0][1].set_title("difference of sds")
+        handles, names = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _differences(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    places = range(len(rows))
+    error = MCSE_DRAWN * rows[f"{column}_mcse"]
+    ax.axhspan(-GOAL, GOAL, color=COLOURS["reference"], alpha=0.15, linewidth=0, label="±5 %")
+    ax.vlines(
+        places, rows[f"{column}_difference"] - error, rows[f"{column}_difference"] + error,
+        color=COLOURS["nuts"], label=f"±{MCSE_DRAWN} NUTS standard errors", linewidth=1.0,
+    )  # fmt: skip
+    ax.plot(
+        places, rows[f"{column}_difference"], color=COLOURS["posterior"], linestyle="",
+        marker="o", markersize=3, label="Q minus NUTS, in posterior sds",
+    )  # fmt: skip

@@ -1,0 +1,218 @@
+"""Studies: each runs quickly, says what its table says, and knows when it is out of date."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pyro
+import pytest
+import torch
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+import bayesmeta as bm
+from bayesmeta.results import InputError
+from studies import conjugate_time, growth, nuts_agreement, reference_fits
+from studies.__main__ import app
+from studies._framework import Result, Study, studies, study
+from studies._sets import frame
+from studies.conjugate_time import svi, timing
+
+NAMES = ("conjugate_time", "growth", "nuts_agreement", "reference_fits")
+
+
+def test_the_folder_holds_these():
+    assert set(NAMES) <= set(studies())
+
+
+@pytest.mark.parametrize("name", list(studies()))
+def test_a_quick_run_writes_table_figures_and_record(name, tmp_path):
+    one = study(name)
+    record = one.run(quick=True, device="cpu", out=tmp_path)
+    assert record["headline"] == one.answer(tmp_path)
+    assert record == one.record(tmp_path)
+    assert one.state(tmp_path) == "quick"
+    for file in record["figures"]:
+        assert file.startswith(name)
+        assert (tmp_path / file).stat().st_size > 1000
+    written = {p.name for p in tmp_path.iterdir()}
+    assert written == {f"{name}.csv", f"{name}.json", *record["figures"]}
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    done = CliRunner().invoke(app, ["run", "nonsense"])
+    assert done.exit_code == 2
+    assert all(name in done.stderr for name in ("nonsense", *NAMES))
+    with pytest.raises(InputError, match="there is no study"):
+        study("_framework")
+
+
+class Fake:
+    """A study without a file of its own."""
+
+    QUESTION = "How much is two?"
+    figures = ("fake",)
+
+    def run(self, quick, device):
+        return Result(pd.DataFrame({"answer": [2.0]}), {name: Figure() for name in self.figures})
+
+    def headline(self, table):
+        return f"two is {table['answer'].item():g}"
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    module = Fake()
+    monkeypatch.setattr(Study, "module", property(lambda _: module))
+    code = tmp_path / "code" / "fake.py"
+    code.parent.mkdir()
+    code.write_text("x = 1\n")
+    return Study("fake", code), module, tmp_path / "figures"
+
+
+def test_a_result_is_stale_when_the_code_has_changed_since(fake):
+    one, _, out = fake
+    assert one.state(out) == "not run"
+    one.run(quick=False, device="cpu", out=out)
+    assert one.state(out) == "current"
+    one.path.write_text("x = 2\n")
+    assert one.state(out) == "stale"
+    one.path.write_text("x = 1\n")
+    assert one.state(out) == "current"
+    (out / "fake.svg").unlink()
+    assert one.state(out) == "incomplete"
+
+
+def test_the_code_of_a_folder_is_all_of_it(tmp_path):
+    folder = Study("folder", tmp_path)
+    (tmp_path / "__init__.py").write_text("")
+    before = folder.code
+    (tmp_path / "part.py").write_text("y = 1\n")
+    assert folder.code != before
+
+
+def test_figures_an_earlier_run_made_are_removed_and_others_are_left(fake):
+    one, module, out = fake
+    module.figures = ("fake", "fake_second")
+    one.run(quick=False, device="cpu", out=out)
+    (out / "other.png").write_text("")
+    module.figures = ("fake",)
+    one.run(quick=False, device="cpu", out=out)
+    assert {p.name for p in out.iterdir()} == {
+        "fake.csv", "fake.json", "fake.png", "fake.svg", "other.png"
+    }  # fmt: skip
+    module.figures = ("stranger",)
+    with pytest.raises(ValueError, match="must begin with the study's name"):
+        one.run(quick=False, device="cpu", out=out)
+
+
+def test_list_computes_the_answer_from_the_table_and_reports_a_stale_one(tmp_path):
+    exact = {"criterion": "ML", "nats": 1e-9, "theta0": 1e-9, "prior_sd": 1e-9, "noise": 1e-9}
+    bound = {"criterion": "ELBO", "nats": -0.5, "theta0": 1e-2, "prior_sd": 0.1}
+    pd.DataFrame([exact, bound]).to_csv(tmp_path / "reference_fits.csv", index=False)
+    record = {"code": "of another day", "quick": False, "seconds": 7.0, "figures": []}
+    (tmp_path / "reference_fits.json").write_text(json.dumps(record))
+    done = CliRunner().invoke(app, ["list", "--figures", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert "stale" in text
+    assert "7 s" in text
+    assert "1 linear-Gaussian fits" in text
+    assert text.count("not run") == len(studies()) - 1
+
+
+def test_reference_headline_says_when_a_fit_is_beyond_tolerance():
+    row = {"criterion": "ML", "nats": 1e-9, "theta0": 1e-9, "prior_sd": 1e-9, "noise": 1e-9}
+    bound = {"criterion": "ELBO", "nats": -0.5, "theta0": 1e-2, "prior_sd": 0.1}
+    good = pd.DataFrame([row, bound])
+    assert ", all within tolerance" in reference_fits.headline(good)
+    bad = pd.DataFrame([row, row | {"theta0": 2e-4}, bound])
+    assert ", not all within tolerance" in reference_fits.headline(bad)
+
+
+def test_reference_cases_name_files_and_references_that_exist():
+    references = json.loads((reference_fits.DATA / "reference" / "reference.json").read_text())
+    for case in reference_fits.EXACT:
+        assert f"{case.reference}_ML" in references
+        assert len(frame(case.file))
+    known = [c for c in reference_fits.BOUNDS if c.reference in references]
+    assert len(known) == len(reference_fits.BOUNDS) - 1
+
+
+def test_a_relative_difference_from_zero_is_the_value_itself():
+    assert reference_fits._relative([1.1, 0.2], [1.0, 0.0]) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="1 values against 2"):
+        reference_fits._relative([1.0], [1.0, 2.0])
+
+
+def test_timing_counts_only_a_statsmodels_fit_that_arrived():
+    def row(tool, setting, times, below):
+        return {
+            "set": "s", "tool": tool, "setting": setting, "seconds": 0.01 * times,
+            "times_ours": times, "nats_below_best": below,
+        }  # fmt: skip
+
+    table = pd.DataFrame(
+        [
+            row("bayesmeta", "exact", 1.0, 0.0),
+            row("statsmodels", "powell", 2.0, 0.5),
+            row("statsmodels", "lbfgs", 3.0, 1e-9),
+            row("statsmodels", "nm", 1.0, float("-inf")),
+            row("Pyro SVI", "untuned: lr", 90.0, 0.09),
+        ]
+    )
+    said = conjugate_time.headline(table)
+    assert "10 ms" in said
+    assert "statsmodels 3×" in said
+    assert "untuned 90×" in said
+
+
+def test_the_elbo_of_the_exact_fit_is_the_log_likelihood():
+    one = timing.SETS[0]
+    data = svi.Data.read(one.formula, frame(one.name))
+    family = bm.TaskFamily.from_tensors(x=data.x, y=data.y, mask=data.mask)
+    linear = torch.nn.Linear(2, 1, bias=False)
+    fit = bm.fit(bm.Model(linear, bm.likelihoods.Gaussian()), family)
+    values = {
+        "theta0": fit.prior.mean,
+        "L": torch.linalg.cholesky(fit.prior.covariance()),
+        "noise": torch.tensor(fit.noise),
+        "m": fit.posterior.mean,
+        "S": torch.linalg.cholesky(fit.posterior.covariance()),
+    }
+    with pyro.get_param_store().scope():
+        for name, value in values.items():
+            pyro.param(name, value)
+        exact = fit.log_evidence - data.log_units
+        assert exact == pytest.approx(-875.96967223, abs=1e-4)
+        assert svi.elbo(data) == pytest.approx(exact, abs=1e-8)
+        pyro.get_param_store()["m"] = fit.posterior.mean + 0.1
+        assert svi.elbo(data) < -876.5
+
+
+def test_a_run_of_svi_that_gives_up_says_so():
+    one = timing.SETS[0]
+    setting = svi.Setting(lr=0.01, steps=25, particles=1)
+    outcome = svi.fit(one.formula, frame(one.name), setting, target=-876.0, seed=0)
+    assert outcome.seconds == svi.NEVER
+    assert outcome.elbo < -876.0
+
+
+def test_growth_recovers_a_power_law():
+    table = pd.DataFrame({"tasks": [100, 1000, 10000], "seconds": [0.3, 3.0, 30.0]})
+    assert growth.slope(table, "seconds") == pytest.approx(1.0)
+    assert growth.slope(table.assign(seconds=table["tasks"] ** 2.0), "seconds") == pytest.approx(2)
+
+
+def test_nuts_headline_counts_the_tasks_beyond_five_per_cent():
+    rows = pd.DataFrame(
+        {
+            "set": "s", "mean_difference": [0.01, -0.2], "sd_difference": [0.0, 0.01],
+            "mean_mcse": 0.01, "sd_mcse": 0.02, "flagged": [False, True],
+            "efficiency": [1.0, 0.9],
+        }
+    )  # fmt: skip
+    said = nuts_agreement.headline(rows)
+    assert "means within 20.0 %" in said
+    assert "1 of 2 beyond 5 %, k̂ flags 1 (importance efficiency at least 90 %)" in said
