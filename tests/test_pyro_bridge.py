@@ -291,7 +291,7 @@ def test_eight_schools_against_integration_on_a_grid(centred):
     )
     prior = Gaussian(torch.full((1,), 8.0).double(), torch.full((1,), 25.0).double())
     result = nuts(
-        model, family, prior=prior, draws=1500, warmup=700, hierarchy=True, centred=centred,
+        model, family, prior=prior, draws=800, warmup=400, hierarchy=True, centred=centred,
         target_accept=0.95,
     )  # fmt: skip
     scale = (25.0 + 1 / error.square().reciprocal().mean()).sqrt()

@@ -118,6 +118,7 @@ class Hierarchy:
     m is the mean of `prior`, and s_j² = its variance + the unit-information variance of θ_j, which
     is 1 / (mean second derivative of f in θ_j per row, at m). For a linear Gaussian model s_j is
     near sd(y) / rms(x_j): the hyper-priors have the data's units and are several times as wide.
+    With more than 64 weights s_j² is the prior's variance alone.
 
     Args:
         model: bound to the family.
