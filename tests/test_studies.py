@@ -177,7 +177,7 @@ def test_the_elbo_of_the_exact_fit_is_the_log_likelihood():
     values = {
         "theta0": fit.prior.mean,
         "L": torch.linalg.cholesky(fit.prior.covariance()),
-        "noise": torch.tensor(fit.noise),
+        "noise": torch.tensor(fit.noise, dtype=torch.float64),
         "m": fit.posterior.mean,
         "S": torch.linalg.cholesky(fit.posterior.covariance()),
     }
