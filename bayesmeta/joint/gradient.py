@@ -93,12 +93,15 @@ class _Descent:
         minimise(objective, parameters, steps=POOLED_STEPS, tolerance=1e-3)
 
     def _start_table(self) -> dict[str, Tensor]:
-        """Every Q_i at θ₀, narrower than the prior."""
-        prior = self.prior()
-        tasks = len(self.problem.family)
-        narrow = (RELATIVE_START * prior.sd().detach()).square().clamp(min=1e-12)
-        start = Gaussian(prior.mean.detach().expand(tasks, -1), narrow.expand(tasks, -1))
+        """Every Q_i at θ₀ in the prior's shape, narrower."""
+        prior = self.prior().map(Tensor.detach)
+        narrow = prior.rescaled(torch.full_like(prior.mean, RELATIVE_START))
+        start = Gaussian(prior.mean, narrow.diagonal, narrow.factor)
+        if start.diagonal is not None:
+            start = Gaussian(start.mean, start.diagonal.clamp(min=1e-12), start.factor)
         free = self.form.unconstrain(start, self.model.blocks)
+        tasks = len(self.problem.family)
+        free = {k: v.expand(tasks, *v.shape) for k, v in free.items()}
         return {k: v.detach().clone().contiguous().requires_grad_() for k, v in free.items()}
 
     def _linear(self, batch: TaskBatch) -> LinearExpectation:
