@@ -57,7 +57,7 @@ def calibration(
         prediction: of this family, by any means, with `.draws` (draw, task, row); None asks
             the fit.
         levels: nominal masses of the intervals.
-        draws: predictive draws asked of the fit.
+        draws: predictive draws asked of the fit; fewer, at least 100, beyond 10⁵ rows.
         seed: of those draws.
         label: name of this forecast, where several are drawn on one Axes.
         role: key of `COLOURS` and `MARKERS`.

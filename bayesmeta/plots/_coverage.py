@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bayesmeta.tasks import TaskFamily
 
 LARGEST = 2e7  # draws held at once
+MOST = 1e8  # draws in all: many rows need fewer of each
+FEWEST = 100
 GROUPS = 10
 
 
@@ -142,6 +144,7 @@ def _predicted(
     if prediction is not None:
         yield array(prediction.draws), y, mask
         return
+    draws = min(draws, max(FEWEST, int(MOST // y.size)))
     size = max(1, int(LARGEST // (draws * y.shape[1])))
     for start in range(0, len(family), size):
         some = list(range(start, min(start + size, len(family))))

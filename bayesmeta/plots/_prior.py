@@ -8,13 +8,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from bayesmeta.plots._reading import Array, axis_label, label, number, position, read, z
-from bayesmeta.plots._style import COLOURS, SINGLE, key, new_axes, percent, round_ticks, small, tint
+from bayesmeta.plots._reading import Array, Spread, axis_label, label, number, position, read, z
+from bayesmeta.plots._style import (
+    COLOURS,
+    MOST_VECTORS,
+    SINGLE,
+    key,
+    new_axes,
+    percent,
+    round_ticks,
+    small,
+    tint,
+)
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
 POINTS = 400
+MOST_LINES = 300
 
 
 def prior(
@@ -49,14 +60,11 @@ def prior(
     if ax is None:
         ax = new_axes(SINGLE, 2.4)
     x = _grid(data.prior_mean, data.prior_sd, data.mean, data.sd)
-    spread_out = data.sd > 0.0
-    each = _density(x, data.mean[spread_out, None], data.sd[spread_out, None])
-    average = each.mean(0) if spread_out.all() else None
+    average = _average(x, data.mean, data.sd) if (data.sd > 0.0).all() else None
     curve = _density(x, data.prior_mean, data.prior_sd) if data.prior_sd > 0.0 else None
 
     top = max((float(c.max()) for c in (average, curve) if c is not None), default=1.0)
-    if len(each):
-        _draw_each(ax, x, each * (top / each.max()))
+    _draw_each(ax, data, top)
     if average is not None:
         ax.plot(x, average, color=COLOURS["posterior"], label="their average")
     _draw_prior(ax, x, curve, data.prior_mean, top)
@@ -67,6 +75,7 @@ def prior(
         color=COLOURS["posterior"],
         markersize=5,
         markeredgewidth=float(np.clip(12 / len(data.mean), 0.3, 0.9)),
+        rasterized=len(data.mean) > MOST_VECTORS,
     )
     ax.set_xlim(x[0], x[-1])
     ax.set_ylim(-0.07 * top, 1.06 * top)
@@ -103,19 +112,44 @@ def _grid(centre: float, prior_sd: float, mean: Array, sd: Array) -> Array:
     high = max(centre + 3.2 * prior_sd, float(np.max(mean + 3.0 * sd)))
     margin = 0.02 * (high - low) or 0.05 * abs(centre) or 1.0
     even = np.linspace(low - margin, high + margin, POINTS)
-    # The narrow posteriors between two even values would be missed: add their own peaks.
+    if len(mean) > MOST_LINES:
+        return even
+    # A few narrow posteriors between two even values would be missed: add their own peaks.
     near = mean[:, None] + sd[:, None] * np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     return np.unique(np.concatenate([even, near.ravel()]))
+
+
+def _average(x: Array, mean: Array, sd: Array) -> Array:
+    """The mean over tasks of their densities at x, some tasks at a time."""
+    parts = range(0, len(mean), MOST_LINES)
+    total = sum(
+        _density(x, mean[i : i + MOST_LINES, None], sd[i : i + MOST_LINES, None]).sum(0)
+        for i in parts
+    )
+    return np.asarray(total / len(mean))
 
 
 def _density(x: Array, mean: Array | float, sd: Array | float) -> Array:
     return np.exp(-0.5 * ((x - mean) / sd) ** 2) / (sd * np.sqrt(2.0 * np.pi))
 
 
-def _draw_each(ax: Axes, x: Array, each: Array) -> None:
-    """One line per task, only where it is not flat on the axis."""
-    floor = 1e-3 * each.max()
-    lines = [np.stack([x[e > floor], e[e > floor]], -1) for e in each]
+def _draw_each(ax: Axes, data: Spread, top: float) -> None:
+    """One line per task, only where it is not flat on the axis; the narrowest is `top` high.
+
+    Of very many tasks some are drawn, evenly spaced in the order of their means.
+    """
+    order = np.argsort(data.mean, kind="stable")
+    order = order[data.sd[order] > 0.0]
+    if not len(order):
+        return
+    some = np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_LINES)).round())
+    mean, sd = data.mean[order[some.astype(int)]], data.sd[order[some.astype(int)]]
+    away = np.linspace(-3.7, 3.7, 61)
+    height = top * sd.min() / sd
+    lines = [
+        np.stack([m + s * away, h * np.exp(-0.5 * away**2)], -1)
+        for m, s, h in zip(mean, sd, height, strict=True)
+    ]
     ax.add_collection(
         LineCollection(
             lines,

@@ -22,6 +22,7 @@ from bayesmeta.plots._reading import (
 from bayesmeta.plots._style import (
     COLOURS,
     MARKERS,
+    MOST_VECTORS,
     SINGLE,
     key,
     new_axes,
@@ -150,7 +151,7 @@ def _pair(fit: Fit, first: str | int, second: str | int) -> list[int]:
 def _draw_moves(ax: Axes, alone: Array, pooled: Array) -> None:
     """Hollow to filled; heads on the arrows while there are few enough to see them."""
     known = np.isfinite(alone).all(1)
-    few = len(pooled) <= MOST_ARROWS
+    few, pixels = len(pooled) <= MOST_ARROWS, len(pooled) > MOST_VECTORS
     size = 3.6 if few else float(np.clip(40 / np.sqrt(len(pooled)), 1.3, 3.0))
     colour = COLOURS["no_pooling"]
     if few:
@@ -169,7 +170,9 @@ def _draw_moves(ax: Axes, alone: Array, pooled: Array) -> None:
     else:
         moves = np.stack([alone[known], pooled[known]], 1)
         ax.add_collection(
-            LineCollection(list(moves), colors=colour, linewidths=0.35, zorder=1),
+            LineCollection(
+                list(moves), colors=colour, linewidths=0.35, zorder=1, rasterized=pixels
+            ),
             autolim=False,
         )
     if known.any():
@@ -181,6 +184,7 @@ def _draw_moves(ax: Axes, alone: Array, pooled: Array) -> None:
             markeredgecolor=colour,
             markeredgewidth=0.7 if few else 0.35,
             label="own rows alone",
+            rasterized=pixels,
             zorder=2,
         )
     ax.plot(
@@ -190,5 +194,6 @@ def _draw_moves(ax: Axes, alone: Array, pooled: Array) -> None:
         markersize=size,
         markeredgewidth=0,
         label="posterior mean",
+        rasterized=pixels,
         zorder=3,
     )

@@ -22,6 +22,7 @@ from bayesmeta.plots._reading import (
 from bayesmeta.plots._style import (
     COLOURS,
     MARKERS,
+    MOST_VECTORS,
     SINGLE,
     key,
     new_axes,
@@ -204,10 +205,12 @@ def _draw_tasks(
     rows = np.arange(len(order))
     colour = tint(COLOURS["posterior"], marks.shade)
     ends = mean - half * sd, mean + half * sd
-    ax.hlines(rows, *ends, color=colour, linewidth=marks.interval, zorder=1.5)
+    pixels = len(order) > MOST_VECTORS
+    ax.hlines(rows, *ends, color=colour, linewidth=marks.interval, zorder=1.5, rasterized=pixels)
     if np.isfinite(alone).any():
         colour = COLOURS["no_pooling"]
-        ax.hlines(rows, alone, mean, color=colour, linewidth=0.4 * marks.interval, zorder=1)
+        width = 0.4 * marks.interval
+        ax.hlines(rows, alone, mean, color=colour, linewidth=width, zorder=1, rasterized=pixels)
         ax.plot(
             alone,
             rows,
@@ -218,6 +221,7 @@ def _draw_tasks(
             markeredgewidth=0.2 * marks.dot,
             zorder=2,
             label="own rows alone",
+            rasterized=pixels,
         )
     ax.plot(
         mean,
@@ -228,6 +232,7 @@ def _draw_tasks(
         markeredgewidth=0,
         zorder=4,
         label=f"posterior, {level}",
+        rasterized=pixels,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.font_manager
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
@@ -27,6 +28,9 @@ SINGLE = 3.3
 """Width in inches of one column of a two-column page."""
 DOUBLE = 7.0
 """Width in inches of both columns."""
+
+MOST_VECTORS = 2000
+"""Beyond so many tasks their marks are pixels in an SVG or PDF, which would not open otherwise."""
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -317,7 +321,7 @@ def _look_of_key(handles: list[Any]) -> dict[str, Any]:
         "frameon": False,
         "handlelength": 1.6,
         "columnspacing": 1.2,
-        "markerscale": max(1.0, 3.5 / min(sizes, default=3.5)),
+        "markerscale": float(np.clip(3.5 / min(sizes, default=3.5), 1.0, 2.0)),
     }
 
 

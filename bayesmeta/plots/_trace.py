@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
 FEW_STEPS = 30
+ROUNDING = 1e-11  # of M: differences below it are those of float64 sums
 VIEWS = ("auto", "value", "distance")
 
 
@@ -29,8 +30,8 @@ def trace(
     """M in nats at each outer step, or how far it still was from the smallest value reached.
 
     The distance M_t − min M, on a logarithmic axis, shows the whole way of a long run: a straight
-    fall is a constant rate, a floor is the noise of a stochastic objective. A step at the minimum
-    itself has no logarithm and is left out.
+    fall is a constant rate, a floor is the noise of a stochastic objective. Steps at the minimum
+    itself, to rounding, are left out; the last before it fall away, as it is one of them.
 
     Args:
         fit: a fit.
@@ -52,17 +53,26 @@ def trace(
         ax = new_axes(SINGLE, 2.2)
     steps = np.arange(len(values))
     distance = view == "distance" or (view == "auto" and len(values) > FEW_STEPS)
-    shown = np.where(values > _least(values), values - _least(values), np.nan)
+    gap = values - _least(values)
+    shown = np.where(gap > ROUNDING * abs(_least(values)), gap, np.nan)
+    marker = "o" if len(values) <= FEW_STEPS else ""
     if distance and np.isfinite(shown).any():
-        ax.plot(steps, shown, color=COLOURS[role], linewidth=0.9, label=label)
+        ax.plot(
+            steps,
+            shown,
+            marker=marker,
+            markersize=3.5,
+            color=COLOURS[role],
+            linewidth=0.9,
+            label=label,
+        )
         ax.set_yscale("log")
         ax.set_ylabel("M − min M (nats)")
     else:
-        few = len(values) <= FEW_STEPS
         ax.plot(
             steps,
             values,
-            marker="o" if few else "",
+            marker=marker,
             markersize=3.5,
             color=COLOURS[role],
             linewidth=0.9,
