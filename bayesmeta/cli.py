@@ -72,16 +72,21 @@ def fit(
     net: Annotated[str | None, typer.Option(help="A tanh network of these widths: 40,40")] = None,
     method: Annotated[str, typer.Option(help="How to fit.")] = "joint",
     covariance: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--covariance",
             "--posterior",
-            help="Of each task's posterior: full, diagonal, lowrank(r), point.",
+            help="Of each task's posterior: full, diagonal, lowrank(r), point. "
+            "Default: full, or diagonal for a network.",
         ),
-    ] = "full",
+    ] = None,
     prior: Annotated[
-        str, typer.Option(help="Of the prior: full, diagonal, lowrank(r), block, isotropic.")
-    ] = "full",
+        str | None,
+        typer.Option(
+            help="Of the prior: full, diagonal, lowrank(r), block, isotropic. "
+            "Default: full, or diagonal for a network."
+        ),
+    ] = None,
     hyperprior: Annotated[
         str | None, typer.Option(help="boundary-avoiding keeps every prior sd above zero.")
     ] = None,

@@ -91,8 +91,8 @@ class Choices:
     Args:
         net: hidden widths of a tanh network; none is the linear predictor.
         method: by name.
-        covariance: form of every Q_i.
-        prior: form of Σ₀.
+        covariance: form of every Q_i; None leaves it to the number of weights.
+        prior: form of Σ₀; None likewise.
         hyperprior: None or "boundary-avoiding".
         reml: integrate the prior mean and the shared coefficients out (exact fits only).
         steps, batch: None leaves them to the method.
@@ -101,8 +101,8 @@ class Choices:
 
     net: tuple[int, ...] = ()
     method: str = "joint"
-    covariance: str = "full"
-    prior: str = "full"
+    covariance: str | None = None
+    prior: str | None = None
     hyperprior: str | None = None
     reml: bool = False
     steps: int | None = None
@@ -131,12 +131,16 @@ class Choices:
 
         if self.method != "joint":
             raise InputError(f"there is no method {self.method!r}: use joint")
-        method = methods.joint(covariance=self.covariance, steps=self.steps, batch=self.batch)
+        model = self.build(family, likelihood)
+        form = methods.default_form(model.dim)
+        method = methods.joint(
+            covariance=self.covariance or form, steps=self.steps, batch=self.batch
+        )
         return fit(
-            self.build(family, likelihood),
+            model,
             family,
             method=method,
-            prior=Prior(self.prior, hyperprior=self.hyperprior),
+            prior=Prior(self.prior or form, hyperprior=self.hyperprior),
             seed=self.seed,
             device=usable_device(self.device),
             callbacks=(progress,),

@@ -26,6 +26,7 @@ from bayesmeta.tasks import TaskFamily
 __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 
 load: Callable[..., Fit] = checkpoint.load
+LARGEST_TABLE = 5e8
 SOLVERS: dict[str, ModuleType] = {"exact": exact, "profile": profile, "gradient": gradient}
 
 
@@ -48,8 +49,9 @@ def fit(
     Args:
         model: f(θ, task); a copy is fitted, in the family's dtype.
         family: the tasks.
-        method: default `bm.methods.joint()`.
-        prior: form of Σ₀, hyper-prior, and what is learned; default `bm.Prior("full")`.
+        method: default `bm.methods.joint()`, with diagonal Q_i beyond 50 weights.
+        prior: form of Σ₀, hyper-prior, and what is learned; default `bm.Prior("full")`, diagonal
+            beyond 50 weights.
         seed: of all noise; the global random state is left alone.
         device: where to compute; the family's device by default.
         reml: restricted maximum likelihood (θ₀ and shared coefficients integrated under a flat
@@ -70,10 +72,11 @@ def fit(
         'exact'
     """
     started = time.perf_counter()
-    method = methods.joint() if method is None else method
-    prior = Prior("full") if prior is None else prior
     family = family if device is None else family.to(device=device)
     model = _prepared(model, family)
+    form = methods.default_form(model.dim)
+    method = methods.joint(covariance=form) if method is None else method
+    prior = Prior(form) if prior is None else prior
     standardisation = _standardisation(model, family, standardise)
     inside = family if standardisation is None else standardisation.apply(family)
     if model.likelihood is not None:
@@ -156,6 +159,11 @@ def _checked_prior(
             "point posteriors cannot teach the prior its covariance (M has no minimum in it): "
             'hold it with bm.Prior(form, learn="mean").at(mean=, variance=), or use '
             'covariance="diagonal"'
+        )
+    if method.posterior.form.name == "full" and len(family) * model.dim**2 > LARGEST_TABLE:
+        raise InputError(
+            f"full posteriors of {len(family)} tasks × {model.dim} weights do not fit in memory: "
+            'use covariance="diagonal" or "lowrank(10)"'
         )
     if prior.form.name == "full" and prior.learn == "all" and len(family) <= model.dim:
         notes.append(

@@ -13,6 +13,7 @@ from bayesmeta.results import InputError
 
 FREE_FORMS = ("point", "diagonal", "lowrank", "full")
 SOLVERS = ("auto", "exact", "profile", "gradient")
+FULL_LIMIT = 50
 PRIOR_UPDATES = ("gradient", "closed_form")
 
 
@@ -130,6 +131,11 @@ class Method:
         values["posterior"] = Free(**values["posterior"])
         values["objective"] = Variational(**values["objective"])
         return cls(**values)
+
+
+def default_form(dim: int) -> str:
+    """Covariance of prior and Q_i where none is asked for: full up to 50 weights, then diagonal."""
+    return "full" if dim <= FULL_LIMIT else "diagonal"
 
 
 def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Method:
