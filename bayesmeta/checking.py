@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from bayesmeta.commands import open_run
 from bayesmeta.diagnostics import check, coverage
 
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
 
 LEVELS = (0.5, 0.9)
 DRAWS = 1000
-NUMBERS = 2e7  # of θ drawn at once
 SEED = 0
 
 
@@ -27,8 +24,8 @@ def check_run(run: Path) -> dict[str, Any]:
 
     Returns:
         ok, whether no check asks for anything; findings, each with check, ok, sentence and the
-        tasks flagged; effective_draws by task; coverage of central predictive intervals by level,
-        on the rows the fit has seen; notes; run. What does not apply is None.
+        tasks flagged; coverage of central predictive intervals by level, on the rows the fit has
+        seen, None where y has no order; notes; run.
     """
     fitted = open_run(run)
     findings = check(fitted)
@@ -43,34 +40,10 @@ def check_run(run: Path) -> dict[str, Any]:
             }
             for finding in findings
         ],
-        "effective_draws": effective_draws(fitted),
         "coverage": _coverage(fitted),
         "notes": list(fitted.notes),
         "run": str(run),
     }
-
-
-def effective_draws(fitted: Fit) -> dict[str, float] | None:
-    """Share of draws of Q_i that are left after reweighting them to the posterior, by task.
-
-        (Σ_s w_s)² / (S Σ_s w_s²),    w_s = p(y_i | θ_s) p(θ_s) / q_i(θ_s)
-
-    It says how much a large k̂ matters: a heavy tail that few draws reach leaves it near 1.
-
-    Args:
-        fitted: a fit.
-
-    Returns:
-        In [1/S, 1]; None for point posteriors, which have no weights.
-    """
-    if fitted.posterior.gaussian.is_point:
-        return None
-    tasks, dim = fitted.posterior.mean.shape
-    draws = int(min(DRAWS, max(DRAWS / 10, NUMBERS / (tasks * dim))))
-    with torch.no_grad():
-        log_w = fitted.log_ratio(draws, torch.Generator().manual_seed(SEED))
-    share = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp() / draws
-    return dict(zip(fitted.posterior.tasks, share.nan_to_num().tolist(), strict=True))
 
 
 def _coverage(fitted: Fit) -> dict[str, float] | None:

@@ -160,10 +160,6 @@ def check_report(checks: Mapping[str, Any]) -> Group:
     for finding in checks["findings"]:
         verdict = "ok" if finding["ok"] else "look"
         drawn.add_row(finding["check"], verdict, Text(finding["sentence"]))
-    if checks["effective_draws"] is not None:
-        least = min(checks["effective_draws"].values())
-        said = f"at least {least:.1%} of the draws of every Q_i remain after reweighting"
-        drawn.add_row("draws", "", said)
     if checks["coverage"] is not None:
         shares = [f"{share:.1%} at {float(p):.0%}" for p, share in checks["coverage"].items()]
         drawn.add_row("coverage", "", f"{', '.join(shares)}, on rows the fit has seen")
