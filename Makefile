@@ -20,7 +20,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c "" 2>/dev/null; then \
-	    for candidate in $(CANDIDATES); do \
+	    found=""; for candidate in $(CANDIDATES); do \
 	        if "$$candidate" -c "$(SUITABLE)" 2>/dev/null; then found="$$candidate"; break; fi; \
 	    done; \
 	    if [ -z "$$found" ]; then \
