@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bayesmeta.commands import usable_device
 from bayesmeta.console import plainly, show
 from bayesmeta.results import InputError
 from studies._framework import FIGURES, studies, study
@@ -52,6 +53,7 @@ def run(
         out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if quick else FIGURES
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder: choose another --out")
+    usable_device(device)
     with Console(stderr=True).status(f"{name}: {chosen.module.QUESTION}"):
         record = chosen.run(quick=quick, device=device, out=out)
     typer.echo(f"{record['headline']}\n{record['seconds']:.0f} s; written to {out}")

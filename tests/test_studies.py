@@ -48,6 +48,20 @@ def test_an_unknown_name_is_answered_with_those_there_are():
         study("_framework")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["growth", "--device", "abacus"], "'abacus' cannot be used"),
+        (["conjugate_time", "--device", "meta"], "on the CPU only"),
+        (["growth", "--out", __file__], "is not a folder"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_exit_code_2(arguments, said):
+    done = CliRunner().invoke(app, ["run", *arguments, "--quick"])
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
 class Fake:
     """A study without a file of its own."""
 
@@ -205,14 +219,24 @@ def test_growth_recovers_a_power_law():
     assert growth.slope(table.assign(seconds=table["tasks"] ** 2.0), "seconds") == pytest.approx(2)
 
 
+def test_quadrature_gives_the_moments_of_a_conjugate_task():
+    fit = nuts_agreement.FITS["eight_schools"]("cpu")
+    mean, sd = nuts_agreement._quadrature(fit)
+    precision = 1 / 25 + 1 / frame("eight_schools")["sigma"].to_numpy() ** 2.0
+    assert sd.flatten().tolist() == pytest.approx(precision**-0.5)
+    assert mean[0].item() == pytest.approx((8 / 25 + 28 / 225) / precision[0])
+
+
 def test_nuts_headline_counts_the_tasks_beyond_five_per_cent():
     rows = pd.DataFrame(
         {
             "set": "s", "mean_difference": [0.01, -0.2], "sd_difference": [0.0, 0.01],
-            "mean_mcse": 0.01, "sd_mcse": 0.02, "flagged": [False, True],
+            "mean_mcse": 0.01, "sd_mcse": 0.02, "mean_quadrature_difference": 0.001,
+            "sd_quadrature_difference": -0.03, "flagged": [False, True],
             "efficiency": [1.0, 0.9],
         }
     )  # fmt: skip
     said = nuts_agreement.headline(rows)
     assert "means within 20.0 %" in said
+    assert "by quadrature 0.1 % and 3.0 %" in said
     assert "1 of 2 beyond 5 %, k̂ flags 1 (importance efficiency at least 90 %)" in said

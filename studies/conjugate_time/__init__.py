@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bayesmeta.plots import COLOURS, DOUBLE, style
+from bayesmeta.results import InputError
 from studies._framework import Result, in_own_process
 
 QUESTION = "How long does a linear-Gaussian fit take, beside statsmodels and Pyro SVI?"
@@ -25,7 +26,13 @@ PLOT = "conjugate_time"
 
 
 def run(quick: bool, device: str) -> Result:
-    """Time everything in one other process; `device` is the CPU whatever is asked for."""
+    """Time everything in one other process.
+
+    Raises:
+        InputError: `device` is not the CPU: statsmodels knows no other.
+    """
+    if device != "cpu":
+        raise InputError(f"conjugate_time compares on the CPU only: leave --device {device} out")
     rows = in_own_process("studies.conjugate_time.timing", "quick" if quick else "full")
     table = pd.DataFrame(rows)
     ours = table[table["tool"] == "bayesmeta"].set_index("set")["seconds"]
