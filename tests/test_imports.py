@@ -36,6 +36,7 @@ LAYERS = """
     console report commands
     predicting checking demo
     cli
+    __main__
 """
 LEVEL = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 # Inside a function, upward, because a public verb sits on the object it belongs to.
