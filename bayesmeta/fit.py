@@ -27,6 +27,7 @@ __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 
 load: Callable[..., Fit] = checkpoint.load
 LARGEST_TABLE = 5e8
+NO_NOISE = 1e-3
 SOLVERS: dict[str, ModuleType] = {"exact": exact, "profile": profile, "gradient": gradient}
 
 
@@ -212,11 +213,25 @@ def _notes(estimate: Estimate, model: Model, prior: Prior) -> list[str]:
             "Σ₀ has the weak boundary-avoiding hyper-prior, so it is not a maximum-likelihood "
             "estimate; log_evidence leaves the hyper-prior out."
         )
+    notes += _noise_notes(estimate)
     if estimate.trace.result is not Result.converged:
         notes.append(f"The outer loop {estimate.trace.result.sentence}.")
     if estimate.trace.skipped:
         notes.append(f"{estimate.trace.skipped} outer steps were not finite and were not taken.")
     return notes
+
+
+def _noise_notes(estimate: Estimate) -> list[str]:
+    """A noise that has gone to zero, which no data of so few rows a task can rule out."""
+    log_noise = estimate.shared.get("likelihood.log_scale")
+    spread = estimate.posterior.mean.std(0).max() if len(estimate.posterior.mean) > 1 else 0.0
+    if log_noise is None or log_noise.exp() > NO_NOISE * spread:
+        return []
+    return [
+        "The noise sd is estimated as practically 0: the tasks' weights fit their rows exactly, so "
+        "intervals for new rows are too narrow. Give more rows per task, adapt fewer weights, or "
+        "give the noise (a known scale, or standard errors)."
+    ]
 
 
 def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:

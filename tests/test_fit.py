@@ -232,3 +232,11 @@ def test_the_readme_example_of_the_public_surface(radon: bm.Fit) -> None:
     assert fit.posterior.mean.shape == (85, 2)
     assert fit.posterior.sample(7).shape == (7, 85, 2)
     assert float(fit.likelihood.scale) == pytest.approx(radon.noise, rel=1e-6)
+
+
+def test_noise_that_goes_to_zero_is_reported() -> None:
+    # Two rows and two weights a task: in this half of the data the likelihood rises without end.
+    family = bm.TaskFamily.from_formula("distance ~ age + (age | Subject)", DATA / "orthodont.csv")
+    half, _ = family.split(0.5, torch.Generator().manual_seed(5))
+    fit = bm.fit(models.linear(half, likelihoods.Gaussian()), half)
+    assert any("noise sd is estimated as practically 0" in note for note in fit.notes)
