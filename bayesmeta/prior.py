@@ -32,9 +32,9 @@ class Prior(nn.Module):
         InputError: an unknown form, hyper-prior, or value of learn.
 
     Example:
-        >>> prior = Prior("isotropic").at(mean=torch.zeros(2), variance=0.5)
+        >>> prior = Prior("isotropic").at(mean=torch.zeros(2).double(), variance=4.0)
         >>> prior().covariance().tolist()
-        [[0.5, 0.0], [0.0, 0.5]]
+        [[4.0, 0.0], [0.0, 4.0]]
     """
 
     def __init__(
