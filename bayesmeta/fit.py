@@ -227,11 +227,12 @@ def _noise_notes(estimate: Estimate) -> list[str]:
     spread = estimate.posterior.mean.std(0).max() if len(estimate.posterior.mean) > 1 else 0.0
     if log_noise is None or log_noise.exp() > NO_NOISE * spread:
         return []
-    return [
+    sentence = (
         "The noise sd is estimated as practically 0: the tasks' weights fit their rows exactly, so "
         "intervals for new rows are too narrow. Give more rows per task, adapt fewer weights, or "
         "give the noise (a known scale, or standard errors)."
-    ]
+    )
+    return [sentence]
 
 
 def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:

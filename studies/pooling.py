@@ -1,4 +1,4 @@
-"""What a fitted prior is worth on real families: held-out rows under no, full and partial pooling."""
+"""What a fitted prior is worth on real families, by rows held out of each task."""
 
 from __future__ import annotations
 

@@ -186,13 +186,13 @@ def test_minibatches_are_scaled_to_the_family() -> None:
 
 def test_minibatch_descent_comes_near_the_full_fit() -> None:
     generator = torch.Generator().manual_seed(3)
-    family, _ = families.linear_gaussian(tasks=30, rows=6, generator=generator)
+    family, _ = families.linear_gaussian(tasks=12, rows=6, generator=generator)
     model = bm.Model(torch.nn.Linear(1, 1), likelihoods.Gaussian())
     exact = bm.fit(model, family)
-    noisy = bm.fit(model, family, method=joint(batch=10, steps=600, lr=0.1))
+    noisy = bm.fit(model, family, method=joint(batch=4, steps=300, lr=0.1))
     assert noisy.solver == "gradient"
     assert exact.log_evidence - 0.1 < noisy.log_evidence < exact.log_evidence + 1e-9
-    unscaled = joint(batch=10, steps=600, lr=0.1, beta=3.0)
+    unscaled = joint(batch=4, steps=300, lr=0.1, beta=3.0)
     wrong = bm.fit(model, family, method=unscaled)  # what a forgotten factor 3 would do
     assert wrong.log_evidence < exact.log_evidence - 0.1
 

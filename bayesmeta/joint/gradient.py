@@ -229,13 +229,11 @@ def _bound(descent: _Descent) -> Tensor:
         posteriors = descent.posteriors()
         # A few draws at a time: all at once would need more memory than the fit.
         rounds = 1 if descent.settled else EVIDENCE_ROUNDS
-        losses = sum(
-            descent.losses(
-                descent.everyone, posteriors, descent._noise(descent.everyone, EVIDENCE_DRAWS)
-            )
-            for _ in range(rounds)
-        )
-        losses = losses / rounds
+        everyone = descent.everyone
+        losses = torch.zeros_like(posteriors.mean[:, 0])
+        for _ in range(rounds):
+            noise = descent._noise(everyone, EVIDENCE_DRAWS)
+            losses = losses + descent.losses(everyone, posteriors, noise) / rounds
         return -per_task(losses, posteriors, descent.present_prior(), 1.0)
 
 
