@@ -110,5 +110,7 @@ def _draw(table: pd.DataFrame) -> Figure:
         ax.set_yticks(range(len(sets)), sets)
         ax.invert_yaxis()
         ax.set_xlabel("loss against the fitted prior, nats per held-out row")
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        ax.set_xlim(-0.03, None)
+        names = ax.get_legend_handles_labels()
+        figure.legend(*names, loc="outside upper center", ncols=3, frameon=False)
     return figure
