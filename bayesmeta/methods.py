@@ -8,32 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bayesmeta.forms import Form
+from bayesmeta.gradients.direct import Direct
+from bayesmeta.posteriors.free import Free
 from bayesmeta.results import InputError
 
-FREE_FORMS = ("point", "diagonal", "lowrank", "full")
 SOLVERS = ("auto", "exact", "profile", "gradient")
 FULL_LIMIT = 50
 PRIOR_UPDATES = ("gradient", "closed_form")
-
-
-@dataclass(frozen=True)
-class Free:
-    """Q_i stored per task: a point, or a Gaussian with a covariance of the given form."""
-
-    covariance: str = "full"
-
-    def __post_init__(self) -> None:
-        Form.parse(self.covariance, allowed=FREE_FORMS)
-
-    @property
-    def form(self) -> Form:
-        return Form.parse(self.covariance)
-
-
-@dataclass(frozen=True)
-class Direct:
-    """∂M with every Q_i held fixed; exact where M is stationary in Q_i (the envelope)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,14 @@
+"""Direct: ∂M with every Q_i held fixed.
+
+At a Q_i where ∂M/∂Q_i = 0 the total derivative of M in (θ₀, Σ₀, ψ) is the partial one, by the
+envelope theorem; while everything descends together it is the partial derivative by definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Differentiate M in (θ₀, Σ₀, ψ) with every Q_i held."""
