@@ -5,7 +5,7 @@ The papers of the field are compositions of a few lines here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bayesmeta.gradients.direct import Direct
@@ -55,9 +55,9 @@ class Method:
         InputError: the choices cannot go together; the message names what can.
     """
 
-    posterior: Free = Free()
-    gradient: Direct = Direct()
-    objective: Variational = Variational()
+    posterior: Free = field(default_factory=Free)
+    gradient: Direct = field(default_factory=Direct)
+    objective: Variational = field(default_factory=Variational)
     solver: str = "auto"
     steps: int | None = None
     lr: float = 0.01
