@@ -242,7 +242,7 @@ def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:
     notes = [
         f"The prior sd of {name} is estimated as 0 (the boundary): the tasks differ no more in it "
         "than noise alone explains, and every task has the same value. With few tasks, consider "
-        'hyperprior="boundary-avoiding".'
+        "the boundary-avoiding hyper-prior."
         for name in zero
     ]
     rest = sd > 0
@@ -254,7 +254,7 @@ def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:
                 "Σ₀ is singular (the boundary): a combination of "
                 f"{', '.join(n for n, keep in zip(names, rest.tolist(), strict=True) if keep)} "
                 "does not vary between tasks (a correlation of ±1 when there are two). Simplify "
-                'the prior (form "diagonal"), or use hyperprior="boundary-avoiding".'
+                'the prior (form "diagonal"), or use the boundary-avoiding hyper-prior.'
             )
     return notes
 
