@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bayesmeta import __version__, likelihoods, models
-from bayesmeta.fitted import Fit, Named
+from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.methods import Method
 from bayesmeta.models import Model
+from bayesmeta.predictions import Named
 from bayesmeta.prior import Prior
 from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
@@ -188,7 +189,8 @@ def _model(record: dict[str, Any], model: Model | None, family: TaskFamily) -> M
 
 def _save(tensors: dict[str, Tensor | None], path: Path) -> None:
     kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
-    save_file(kept, path)
+    # save_file makes files that only their owner can read; a run is shared like any other file.
+    path.write_bytes(save(kept))
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -178,8 +178,8 @@ def fit_table(
     progress: Progress,
 ) -> Fit:
     """Read, fit and save; the run folder appears complete or not at all."""
-    refuse_existing(out, overwrite=overwrite, run=True)
     family = columns.read(path)
+    refuse_existing(out, overwrite=overwrite, run=True)
     fitted = choices.run(family, columns.likelihood, progress)
     with whole_folder(out, overwrite=overwrite) as folder:
         fitted.save(folder)

@@ -6,18 +6,20 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesmeta import checkpoint, methods
-from bayesmeta.fitted import Fit, Named, Prediction, flags
+from bayesmeta.fitted import Fit, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.methods import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback
+from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
 from bayesmeta.standardise import Standardisation
@@ -73,6 +75,7 @@ def fit(
         'exact'
     """
     started = time.perf_counter()
+    _refuse_wrong_types(model, family, method, prior)
     family = family if device is None else family.to(device=device)
     model = _prepared(model, family)
     form = methods.default_form(model.dim)
@@ -90,6 +93,11 @@ def fit(
     problem = Problem(model, inside, prior, method, reml, generator, callbacks)
     solver = _choose(problem)
     estimate: Estimate = SOLVERS[solver].estimate(problem)
+    if not bool(estimate.task_evidence.isfinite().any()):
+        raise InputError(
+            "the loss is not finite for any task: check that the energy or module gives finite "
+            "values at its starting weights"
+        )
     model.load_shared(estimate.shared)
     units = 0.0 if standardisation is None else torch.tensor(standardisation.y_scale).log().item()
     evidence = estimate.log_evidence - family.observations * units
@@ -121,12 +129,60 @@ def _prepared(model: Model, family: TaskFamily) -> Model:
     model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
     if model.dim == 0:
         raise InputError("the model has no adapted weights: name some with adapt=")
+    _try_one_task(model, family)
     return model
+
+
+def _refuse_wrong_types(model: Any, family: Any, method: Any, prior: Any) -> None:
+    for name, value, kind, how in (
+        ("model", model, Model, "bm.Model(module, likelihood)"),
+        ("family", family, TaskFamily, "bm.TaskFamily.from_csv(...) or another of its makers"),
+        ("method", method, Method | None, "bm.methods.joint(...)"),
+        ("prior", prior, Prior | None, 'bm.Prior("diagonal")'),
+    ):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is a {type(value).__name__}: give {how}")
+
+
+def _try_one_task(model: Model, family: TaskFamily) -> None:
+    """Say what does not fit together before vmap says it in its own words."""
+    first = family.batch(torch.tensor([0]))
+    tensors = {k: v[0] for k, v in first.tensors.items()}
+    mask = None if first.mask is None else first.mask[0]
+    shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in tensors.items())
+    columns = f"; the columns of x are {list(family.table.columns)}" if family.table else ""
+    try:
+        with torch.no_grad():
+            energy = model.energy(model.start, model.shared, tensors, mask)
+            rows = None
+            if model.likelihood is not None and mask is not None:
+                rows = model.log_prob_task(model.start, model.shared, tensors)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the model cannot be applied to a task with {shapes}{columns}: {reason}"
+        ) from error
+    if energy.shape != () or (rows is not None and mask is not None and rows.shape != mask.shape):
+        got = tuple(energy.shape if rows is None else rows.shape)
+        raise InputError(
+            f"for a task with {shapes} the model gives {got} values where one number a "
+            f"{'task' if rows is None else 'row'} is needed: sum an energy over its rows, and let "
+            "a module give one output per row"
+        )
 
 
 def _initialise(model: Model, family: TaskFamily) -> None:
     likelihood = model.require_likelihood()
     y = model.response(family.tensors)
+    for name, tensor in family.tensors.items():
+        bad = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"{name} of task {family.names[bad[0]]!r} holds a value that is not finite: "
+                "correct it, or leave the row out"
+            )
     likelihood.check(y, family.mask, names=family.names, **model.options(family.tensors))
     likelihood.initialise(y, family.mask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,105 +13,17 @@ import torch
 from torch import Tensor
 
 from bayesmeta.adapting import adapt_tasks, vague_estimates
-from bayesmeta.gaussian import Gaussian
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.methods import Method
 from bayesmeta.models import Model
+from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskFamily
 
 
-@dataclass(frozen=True, eq=False)
-class Named:
-    """A Gaussian whose coordinates have names; with `tasks`, one per task.
-
-    Args:
-        names: (dim,) coordinates.
-        gaussian: N(m, S).
-        tasks: names of the leading axis; empty for a prior.
-    """
-
-    names: tuple[str, ...]
-    gaussian: Gaussian
-    tasks: tuple[str, ...] = ()
-
-    @property
-    def mean(self) -> Tensor:
-        """(dim,) or (task, dim)."""
-        return self.gaussian.mean
-
-    def sd(self) -> Tensor:
-        """(dim,) or (task, dim)."""
-        return self.gaussian.sd()
-
-    def covariance(self) -> Tensor:
-        """(dim, dim) or (task, dim, dim)."""
-        return self.gaussian.covariance()
-
-    def correlation(self) -> Tensor:
-        """(dim, dim) or (task, dim, dim); NaN where a variance is zero."""
-        return self.gaussian.correlation()
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, dim) or (n, task, dim) draws."""
-        return self.gaussian.sample(n, generator)
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Draws of the predictive distribution of every row of a family.
-
-    Args:
-        draws: (draw, task, row) of y in original units.
-        mask: (task, row) True on real rows; draws at padding mean nothing.
-        log_density: (draw, task, row) log p(y | θ_draw) in nats, or None without y.
-        tasks: names.
-        from_prior: names of the tasks without a posterior, predicted from the prior.
-    """
-
-    draws: Tensor
-    mask: Tensor
-    log_density: Tensor | None
-    tasks: tuple[str, ...]
-    from_prior: tuple[str, ...] = ()
-
-    @property
-    def mean(self) -> Tensor:
-        """(task, row)."""
-        return self.draws.mean(0)
-
-    @property
-    def sd(self) -> Tensor:
-        """(task, row)."""
-        return self.draws.std(0)
-
-    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Ends (task, row) of the central interval that holds y with probability `level`."""
-        if not 0 < level < 1:
-            raise InputError(f"level must lie between 0 and 1, not {level}")
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self.draws.dtype)
-        low, high = torch.quantile(self.draws, tails.to(self.draws.device), dim=0)
-        return low, high
-
-    def log_score(self, *, joint: bool = False) -> Tensor:
-        """(task,) log predictive density of the observed y in nats, NaN without y.
-
-            Σ_rows log mean_draws p(y_row | θ)         (rows one at a time)
-            log mean_draws Π_rows p(y_row | θ)         (joint=True: the task's rows together)
-
-        The logarithm is of the mean over draws; a mean of logarithms would be another number.
-        """
-        if self.log_density is None:
-            return self.draws.new_full(self.draws.shape[1:2], torch.nan)
-        count = torch.tensor(float(len(self.draws)), dtype=self.draws.dtype).log()
-        density = self.log_density.sum(-1) if joint else self.log_density
-        mixed = density.logsumexp(0) - count
-        return mixed if joint else torch.where(self.mask, mixed, 0.0).sum(-1)
-
-
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Fit:
     """A fitted prior, the posteriors of its tasks, and what can be asked of them.
 
@@ -149,6 +62,13 @@ class Fit:
     trace: list[float] = field(default_factory=list)
     seconds: float = 0.0
     seed: int = 0
+
+    def __repr__(self) -> str:
+        dim = len(self.model.names)
+        return (
+            f"Fit({len(self.family)} tasks, {dim} adapted weights; log evidence "
+            f"{self.log_evidence:.3f} nats ({self.evidence_kind}, {self.solver} solver))"
+        )
 
     @property
     def prior(self) -> Named:
@@ -193,21 +113,55 @@ class Fit:
             return None
         return self.likelihood.summary().get("scale")
 
+    def read(self, data: Any, *, require_response: bool = True) -> TaskFamily:
+        """A new table, read exactly as the fitted one was: same columns, same coding.
+
+        Args:
+            data: path of a CSV, or a DataFrame.
+            require_response: whether every row must have the response; `predict` needs none.
+
+        Raises:
+            InputError: the fit is not of a table, or the new one lacks what it needs.
+        """
+        if self.family.table is None:
+            raise InputError("this fit is not of a table: build the new family as the first one")
+        from bayesmeta.tables import family_like
+
+        return family_like(self.family.table, data, require_response=require_response)
+
+    def _same_reading(self, family: Any, *, require_response: bool) -> TaskFamily:
+        """A family for this fit: tables are read like the fitted one, families must match it."""
+        if not isinstance(family, TaskFamily):
+            return self.read(family, require_response=require_response)
+        ours, theirs = self.family.table, family.table
+        if ours is None or theirs is None or ours is theirs:
+            return family
+        for what in ("columns", "adapted", "coding", "response"):
+            wanted, got = getattr(ours, what), getattr(theirs, what)
+            if wanted != got and not (what == "response" and "y" not in family.tensors):
+                raise InputError(
+                    f"the new table was read with other {what} than the fitted one ({got}, not "
+                    f"{wanted}): read it with fit.read(data)"
+                )
+        return family
+
     def internal(self, family: TaskFamily) -> TaskFamily:
         """A family in the units the model was fitted in."""
         family = family.to(device=self.posterior.mean.device)
         return family if self.standardisation is None else self.standardisation.apply(family)
 
-    def adapt(self, family: TaskFamily, *, seed: int | None = None) -> Fit:
+    def adapt(self, family: Any, *, seed: int | None = None) -> Fit:
         """Posteriors of unseen tasks under this prior and ψ, by the same algorithm.
 
         Args:
-            family: new tasks.
+            family: new tasks; a CSV path or DataFrame is read like the fitted table.
             seed: of the noise; the fit's by default.
 
         Returns:
             A fit whose `posterior`, `family` and `log_evidence` are those of the new tasks.
         """
+        started = time.perf_counter()
+        family = self._same_reading(family, require_response=True)
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
         posterior, evidence, results = adapt_tasks(
             self.model, self.fitted_prior, self.choices, self.solver, self.internal(family),
@@ -223,7 +177,9 @@ class Fit:
             evidence_kind=kind,
             task_evidence=evidence,
             flagged=flags(family.names, results),
-            notes=list(family.table.notes) if family.table else [],
+            notes=[] if family.table in (None, self.family.table) else list(family.table.notes),
+            trace=[],
+            seconds=time.perf_counter() - started,
         )
 
     def _log_units(self, family: TaskFamily) -> Tensor:
@@ -259,18 +215,18 @@ class Fit:
             theta[:, known] = chosen.sample(n, generator)
         return theta
 
-    def predict(
-        self, family: TaskFamily | None = None, draws: int = 1000, seed: int = 0
-    ) -> Prediction:
+    def predict(self, family: Any = None, draws: int = 1000, seed: int = 0) -> Prediction:
         """Draws of y for every row: θ from the task's posterior, then y from the likelihood.
 
         Args:
             family: rows to predict, in original units; y is needed only for `log_score`. Tasks
-                known by name use their posterior, others the prior. Default: the fit's own family.
+                known by name use their posterior, others the prior. A CSV path or DataFrame is read
+                like the fitted table. Default: the fit's own family.
             draws: number of draws.
             seed: of the draws.
         """
         family = self.family if family is None else family
+        family = self._same_reading(family, require_response=False)
         inside = self.internal(family)
         generator = torch.Generator().manual_seed(seed)
         batch = inside.batch()

@@ -89,7 +89,8 @@ def minimise(
     trace.values.append(value)
     trace.gradient = float(np.abs(gradient).max()) if np.isfinite(value) else float("nan")
     # A line search that can no longer tell two values apart has converged to rounding.
-    scale = 1e-7 * max(1.0, abs(value))
+    rounding = max(1e-7, 100 * max(torch.finfo(p.dtype).eps for p in parameters))
+    scale = rounding * max(1.0, abs(value))
     if not np.isfinite(value):
         trace.result = Result.nonfinite
     elif trace.gradient <= max(tolerance, scale):

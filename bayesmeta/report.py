@@ -68,9 +68,11 @@ def fit_report(fit: Fit, run: Path) -> Group:
     if record["shared"]:
         body.append(_shared_table(record["shared"], fit.standard_errors))
     if record["noise"] is not None:
-        body.append(Text(f"Noise sd      {number(record['noise'])}"))
+        gaussian = fit.likelihood is not None and fit.likelihood.name == "gaussian"
+        label = "Noise sd" if gaussian else "Noise scale"
+        body.append(Text(f"{label:14}{number(record['noise'])}"))
     body += [
-        Text(f"Log evidence  {evidence} nats ({record['evidence_kind']})"),
+        Text(f"Log evidence  {evidence} nats ({record['evidence_kind']}, {fit.solver} solver)"),
         Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),
     ]
     flagged = [f"{flag['task']}: {flag['why']}" for flag in record["flagged"]]
@@ -129,6 +131,8 @@ def _shared_table(shared: Mapping[str, Any], errors: Mapping[str, Any]) -> Table
     for name, value in shared.items():
         cell = number(value) if isinstance(value, float) else f"{_count(value)} values"
         rows.append([name, cell, number(float(errors[name])) if name in errors else ""])
+    if not errors:
+        return table("", ["Shared", "value"], [row[:2] for row in rows])
     return table("", ["Shared", "value", "s.e."], rows)
 
 

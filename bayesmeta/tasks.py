@@ -122,8 +122,8 @@ class TaskFamily:
         tasks = next(iter(sizes.values()))
         if mask is None and "y" in tensors and tensors["y"].ndim >= 2:
             mask = torch.ones(tensors["y"].shape[:2], dtype=torch.bool, device=tensors["y"].device)
-        self.tensors = dict(tensors)
         self.mask = _checked_mask(mask, tensors)
+        self.tensors = {k: _filled(v, self.mask) for k, v in tensors.items()}
         self.names = tuple(map(str, names if names is not None else range(tasks)))
         self.table = table
         if len(self.names) != tasks:
@@ -264,10 +264,23 @@ class TaskFamily:
         *,
         mask: Tensor | None = None,
         names: Sequence[str] | None = None,
-        **tensors: Tensor,
+        **tensors: Any,
     ) -> TaskFamily:
-        """A family from tensors, task axis first, handed to the model in the order given."""
-        return cls(tensors, mask=mask, names=names)
+        """A family from tensors, task axis first, handed to the model in the order given.
+
+        Args:
+            mask: (task, row) bool, True on real rows.
+            names: one per task.
+            **tensors: tensors or arrays with the task axis first; or lists with one (row, ...)
+                array per task, of different lengths, which are padded and masked here.
+
+        Example:
+            >>> short, long = torch.zeros(2), torch.ones(5)
+            >>> TaskFamily.from_tensors(y=[short, long]).rows.tolist()
+            [2, 5]
+        """
+        converted, mask = _as_tensors(tensors, mask)
+        return cls(converted, mask=mask, names=names)
 
     @classmethod
     def from_sampler(
@@ -338,6 +351,39 @@ def _checked_mask(mask: Tensor | None, tensors: dict[str, Tensor]) -> Tensor | N
     if empty:
         raise InputError(f"the task at position {empty[0]} has no rows: drop it")
     return mask
+
+
+def _filled(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """Padding that is not finite becomes the task's first real row: masks do not stop a NaN."""
+    rows = mask is not None and tensor.shape[:2] == mask.shape and tensor.is_floating_point()
+    if not rows or mask is None or bool(mask.all()) or bool(tensor.isfinite().all()):
+        return tensor
+    first = mask.to(torch.int8).argmax(1, keepdim=True)
+    shape = first.shape + (1,) * (tensor.ndim - 2)
+    real = tensor.gather(1, first.reshape(shape).expand(first.shape + tensor.shape[2:]))
+    return torch.where(mask.reshape(mask.shape + (1,) * (tensor.ndim - 2)), tensor, real)
+
+
+def _as_tensors(values: dict[str, Any], mask: Tensor | None) -> tuple[dict[str, Tensor], Any]:
+    """Arrays as tensors; lists with one array per task padded to one shape, with their mask."""
+    lists = {k: [torch.as_tensor(v) for v in vs] for k, vs in values.items() if _is_list(vs)}
+    if not lists:
+        return {k: torch.as_tensor(v) for k, v in values.items()}, mask
+    if mask is not None:
+        raise InputError("mask= goes with padded tensors; lists of tasks are padded by themselves")
+    lengths = torch.tensor([len(task) for task in next(iter(lists.values()))])
+    for name, tasks in lists.items():
+        if [len(task) for task in tasks] != lengths.tolist():
+            raise InputError(f"the tasks of {name!r} have other numbers of rows than the others")
+    width = int(lengths.max())
+    padded = {k: torch.stack([_pad(t, len(t), width) for t in ts]) for k, ts in lists.items()}
+    rest = {k: torch.as_tensor(v) for k, v in values.items() if k not in lists}
+    tensors = {k: padded[k] if k in padded else rest[k] for k in values}
+    return tensors, torch.arange(width) < lengths[:, None]
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) > 0 and hasattr(values[0], "shape")
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:

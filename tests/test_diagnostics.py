@@ -166,7 +166,7 @@ def test_a_skewed_posterior_whose_moments_are_right_is_no_alarm():
     fit = bm.fit(model, family)
     (found,) = [f for f in check(fit) if f.check == "pareto_k"]
     assert found.ok
-    assert found.flags
+    assert "above 0.7" in found.sentence and not found.flags
     assert "only the far tails" in found.sentence
 
 

@@ -240,3 +240,71 @@ def test_noise_that_goes_to_zero_is_reported() -> None:
     half, _ = family.split(0.5, torch.Generator().manual_seed(5))
     fit = bm.fit(models.linear(half, likelihoods.Gaussian()), half)
     assert any("noise sd is estimated as practically 0" in note for note in fit.notes)
+
+
+def test_a_new_table_is_read_with_the_coding_of_the_fitted_one(tmp_path: Path) -> None:
+    family = bm.TaskFamily.from_formula(
+        "distance ~ age + Sex + (age | Subject)", DATA / "orthodont.csv"
+    )
+    fit = bm.fit(models.linear(family, likelihoods.Gaussian()), family)
+    lines = (DATA / "orthodont.csv").read_text().splitlines()
+    boys = [line for line in lines if ",M01," in line]
+    (tmp_path / "new.csv").write_text("\n".join([lines[0], *boys]).replace("M01", "N1"))
+    adapted = fit.adapt(tmp_path / "new.csv")
+    place = fit.posterior.tasks.index("M01")
+    torch.testing.assert_close(adapted.posterior.mean[0], fit.posterior.mean[place])
+    other = bm.TaskFamily.from_formula("distance ~ age + (1 | Subject)", DATA / "orthodont.csv")
+    with pytest.raises(bm.InputError, match="fit.read"):
+        fit.adapt(other)
+
+
+def test_learned_degrees_of_freedom_are_not_lost_in_the_gaussian_limit() -> None:
+    family = bm.TaskFamily.from_csv(
+        DATA / "sleepstudy.csv", task="Subject", x=["Days"], y="Reaction"
+    )
+    fit = bm.fit(models.linear(family, likelihoods.StudentT(df=None)), family)
+    assert fit.log_evidence > -854.2  # -854.11 with df held at 3
+    assert 2 < fit.shared["df"] < 4
+
+
+def test_padding_that_is_not_a_number_changes_nothing() -> None:
+    family, _ = families.linear_gaussian(
+        tasks=9, rows=(2, 6), generator=torch.Generator().manual_seed(0)
+    )
+    model = bm.Model(nn.Linear(1, 1), likelihoods.Gaussian())
+    holes = torch.where(family.mask, family.tensors["y"], torch.nan)
+    padded = bm.TaskFamily.from_tensors(x=family.tensors["x"], y=holes, mask=family.mask)
+    fit = bm.fit(model, family)
+    assert bm.fit(model, padded).log_evidence == pytest.approx(fit.log_evidence, abs=1e-9)
+    lists = {k: [v[i][m] for i, m in enumerate(family.mask)] for k, v in family.tensors.items()}
+    again = bm.fit(model, bm.TaskFamily.from_tensors(**lists))
+    assert again.log_evidence == pytest.approx(fit.log_evidence, abs=1e-9)
+    real = family.tensors["y"].clone()
+    real[3, 0] = torch.nan
+    with pytest.raises(bm.InputError, match="y of task '3'.*not finite"):
+        bm.fit(model, bm.TaskFamily.from_tensors(x=family.tensors["x"], y=real, mask=family.mask))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (lambda m, f: (f, m), "model is a TaskFamily"),
+        (lambda m, f: (m, f, {"prior": "diagonal"}), "prior is a str"),
+        (lambda m, f: (m, f, {"method": "joint"}), "method is a str"),
+        (lambda m, f: (bm.Model(nn.Linear(3, 1), likelihoods.Gaussian()), f), r"x \(5, 1\)"),
+        (lambda m, f: (bm.Model(nn.Linear(1, 2), likelihoods.Gaussian()), f), "must match"),
+        (lambda m, f: (bm.Model.from_energy(lambda t, x, y: y - t[0], 1), f), "sum an energy"),
+        (
+            lambda m, f: (bm.Model.from_energy(lambda t, x, y: t.sum() * torch.nan, 1), f),
+            "not finite",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_said_in_a_sentence(arguments, sentence: str) -> None:
+    family, _ = families.linear_gaussian(
+        tasks=4, rows=5, generator=torch.Generator().manual_seed(0)
+    )
+    given = arguments(bm.Model(nn.Linear(1, 1), likelihoods.Gaussian()), family)
+    options = given[2] if len(given) > 2 else {}
+    with pytest.raises(bm.InputError, match=sentence):
+        bm.fit(*given[:2], **options)

@@ -20,7 +20,7 @@ LAYERS = """
     tasks gaussian likelihoods
     forms tables
     prior models families standardise
-    pyro_model expectation
+    expectation predictions
     linsolve curvature
     inner
     gradients
@@ -42,7 +42,6 @@ LEVEL = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in
 # Inside a function, upward, because a public verb sits on the object it belongs to.
 LATE = {
     ("tasks", "tables"),  # TaskFamily.from_csv
-    ("models", "pyro_model"),  # Model.from_pyro
     ("fitted", "arviz_export"),  # Fit.to_arviz
     ("fitted", "checkpoint"),  # Fit.save
 }

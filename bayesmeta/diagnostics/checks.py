@@ -16,6 +16,10 @@ MOST_NAMED = 5
 DENSE_LIMIT = 500  # weights up to which the eigenvalues of Σ₀ are computed
 
 
+DRAWS = 20_000
+NETWORK_DRAWS = 2000
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found.
@@ -33,12 +37,13 @@ class Finding:
     flags: tuple[Flag, ...] = ()
 
 
-def check(fit: Fit, *, draws: int = 2000, seed: int = 0) -> list[Finding]:
+def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]:
     """All checks of a fit, in the order trace, pareto_k, tasks, boundary, reachability.
 
     Args:
         fit: a fit.
-        draws: from each Q_i for Pareto k̂.
+        draws: from each Q_i for Pareto k̂. By default 20,000, which one-sided likelihoods need,
+            and 2,000 where a draw is a pass through a network.
         seed: of the draws.
 
     Returns:
@@ -47,7 +52,8 @@ def check(fit: Fit, *, draws: int = 2000, seed: int = 0) -> list[Finding]:
     """
     found = [_trace(fit)]
     if not fit.posterior.gaussian.is_point:
-        found.append(_pareto_k(fit, draws, seed))
+        enough = NETWORK_DRAWS if fit.solver == "gradient" else DRAWS
+        found.append(_pareto_k(fit, enough if draws is None else draws, seed))
     found += [_tasks(fit), _boundary(fit)]
     if fit.solver == "gradient":
         found.append(_reachability(fit))
@@ -67,6 +73,8 @@ def _solved_at_once(fit: Fit) -> bool:
 def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
     found = khat(fit, draws=draws, seed=seed)
     flags = tuple(found.flags)
+    full = fit.choices.posterior.form.name == "full"
+    better = "" if full else "use full posteriors, or "
     wrong = [task for task, out in zip(found.tasks, found.wrong, strict=True) if out]
     if not flags:
         said = f"Pareto k̂ is at most {found.k.max():.2f} over {len(found.k)} tasks"
@@ -79,10 +87,9 @@ def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
     else:
         said = (
             f"Pareto k̂ is above 0.7, with uneven ratios, in {len(wrong)} of {len(found.k)} tasks "
-            f'({_listed(wrong)}): their Q_i is not the posterior; use covariance="full", or '
-            "compare with bm.nuts"
+            f"({_listed(wrong)}): their Q_i is not the posterior; {better}compare with NUTS"
         )
-    return Finding("pareto_k", not wrong, said, flags)
+    return Finding("pareto_k", not wrong, said, flags if wrong else ())
 
 
 def _tasks(fit: Fit) -> Finding:

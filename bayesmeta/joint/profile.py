@@ -31,6 +31,7 @@ DIM_LIMIT = 30
 ZERO_SD = 3e-3
 SNAP_NATS = 1e-4
 TOLERANCE = 1e-8
+SHAPES = ("likelihood.log_df", "likelihood.log_concentration")
 
 
 def handles(model: Model, family: TaskFamily) -> bool:
@@ -141,7 +142,9 @@ class _Fit:
 def estimate(problem: Problem) -> Estimate:
     """Minimise M: first with every task at θ₀, from there with all."""
     fit = _Fit(problem)
-    first = [p for p in fit.parameters() if not any(p is q for q in fit.root.parameters)]
+    # Shape constants (df, concentration) wait: without tasks of their own they run to a limit.
+    later = [*fit.root.parameters, *(v for k, v in fit.shared.items() if k in SHAPES)]
+    first = [p for p in fit.parameters() if not any(p is q for q in later)]
     minimise(fit.pooled, first, steps=problem.steps, tolerance=1e-3)
     trace = minimise(
         fit.objective,

@@ -57,6 +57,10 @@ class Model(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
+        if likelihood is not None and not isinstance(likelihood, Likelihood):
+            raise InputError(
+                f"the likelihood is {likelihood!r}: give one, such as bm.likelihoods.Gaussian()"
+            )
         self.module = module
         self.likelihood = likelihood
         self.spec = spec
