@@ -13,11 +13,26 @@ from bayesmeta.joint.problem import Problem
 from bayesmeta.methods import Method
 from bayesmeta.models import Model
 from bayesmeta.prior import Prior
-from bayesmeta.results import Result
+from bayesmeta.results import InputError, Result
 from bayesmeta.tasks import TaskFamily
 
 VAGUE = 1e3
 IDENTIFIED = 0.1
+
+
+def check_values(model: Model, family: TaskFamily) -> None:
+    """Refuse values that are not finite, and responses the likelihood gives no probability."""
+    if model.likelihood is None:
+        return
+    for name, tensor in family.tensors.items():
+        bad = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"{name} of task {family.names[bad[0]]!r} holds a value that is not finite: "
+                "correct it, or leave the row out"
+            )
+    y, options = model.response(family.tensors), model.options(family.tensors)
+    model.likelihood.check(y, family.mask, names=family.names, **options)
 
 
 def adapt_tasks(
@@ -38,6 +53,7 @@ def adapt_tasks(
         generator: the noise of draws.
     """
     model = model.bind(family)
+    check_values(model, family)
     shared = {k: v.detach() for k, v in model.shared.items()}
     held = Prior(prior.form, learn="none").like(prior(), model.blocks)
     if solver == "exact":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta import checkpoint, methods
+from bayesmeta.adapting import check_values
 from bayesmeta.fitted import Fit, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
@@ -30,6 +32,7 @@ __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 load: Callable[..., Fit] = checkpoint.load
 LARGEST_TABLE = 5e8
 NO_NOISE = 1e-3
+SEPARATED = 1e-3
 SOLVERS: dict[str, ModuleType] = {"exact": exact, "profile": profile, "gradient": gradient}
 
 
@@ -76,6 +79,8 @@ def fit(
     """
     started = time.perf_counter()
     _refuse_wrong_types(model, family, method, prior)
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must lie between 0 and 2**63, not {seed}")
     family = family if device is None else family.to(device=device)
     model = _prepared(model, family)
     form = methods.default_form(model.dim)
@@ -99,9 +104,9 @@ def fit(
             "values at its starting weights"
         )
     model.load_shared(estimate.shared)
-    units = 0.0 if standardisation is None else torch.tensor(standardisation.y_scale).log().item()
+    units = 0.0 if standardisation is None else math.log(standardisation.y_scale)
     evidence = estimate.log_evidence - family.observations * units
-    notes += _standardisation_notes(standardisation, model) + _notes(estimate, model, prior)
+    notes += _standardisation_notes(standardisation, model) + _notes(estimate, model, prior, inside)
     return Fit(
         model=model,
         family=family,
@@ -114,7 +119,7 @@ def fit(
         task_evidence=estimate.task_evidence - family.rows.to(estimate.task_evidence) * units,
         standardisation=standardisation,
         standard_errors=_standard_errors(estimate, model),
-        flagged=flags(family.names, estimate.results),
+        flagged=flags(family.names, estimate.results, estimate.task_evidence),
         notes=notes,
         trace=estimate.trace.values,
         seconds=time.perf_counter() - started,
@@ -176,14 +181,7 @@ def _try_one_task(model: Model, family: TaskFamily) -> None:
 def _initialise(model: Model, family: TaskFamily) -> None:
     likelihood = model.require_likelihood()
     y = model.response(family.tensors)
-    for name, tensor in family.tensors.items():
-        bad = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise InputError(
-                f"{name} of task {family.names[bad[0]]!r} holds a value that is not finite: "
-                "correct it, or leave the row out"
-            )
-    likelihood.check(y, family.mask, names=family.names, **model.options(family.tensors))
+    check_values(model, family)
     likelihood.initialise(y, family.mask)
 
 
@@ -260,7 +258,7 @@ def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
     return dict(zip(names, errors, strict=False))
 
 
-def _notes(estimate: Estimate, model: Model, prior: Prior) -> list[str]:
+def _notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily) -> list[str]:
     notes = []
     if prior.learn == "all":
         notes += boundary_notes(estimate.prior().map(Tensor.detach), model.names)
@@ -269,7 +267,7 @@ def _notes(estimate: Estimate, model: Model, prior: Prior) -> list[str]:
             "Σ₀ has the weak boundary-avoiding hyper-prior, so it is not a maximum-likelihood "
             "estimate; log_evidence leaves the hyper-prior out."
         )
-    notes += _noise_notes(estimate)
+    notes += _noise_notes(estimate, model, family) + _separation_notes(estimate, model, family)
     if estimate.trace.result is not Result.converged:
         notes.append(f"The outer loop {estimate.trace.result.sentence}.")
     if estimate.trace.skipped:
@@ -277,11 +275,26 @@ def _notes(estimate: Estimate, model: Model, prior: Prior) -> list[str]:
     return notes
 
 
-def _noise_notes(estimate: Estimate) -> list[str]:
+def _separation_notes(estimate: Estimate, model: Model, family: TaskFamily) -> list[str]:
+    """Binary responses that the predictors tell apart without error."""
+    kind = getattr(model.likelihood, "name", "")
+    sure = estimate.log_evidence > -SEPARATED * family.observations
+    if kind not in ("bernoulli", "binomial") or not sure:
+        return []
+    sentence = (
+        "The predictors separate the responses (nearly) without error, so their weights have no "
+        "finite maximum-likelihood value and the ones given are only large: leave a predictor out, "
+        "or hold the prior."
+    )
+    return [sentence]
+
+
+def _noise_notes(estimate: Estimate, model: Model, family: TaskFamily) -> list[str]:
     """A noise that has gone to zero, which no data of so few rows a task can rule out."""
     log_noise = estimate.shared.get("likelihood.log_scale")
-    spread = estimate.posterior.mean.std(0).max() if len(estimate.posterior.mean) > 1 else 0.0
-    if log_noise is None or log_noise.exp() > NO_NOISE * spread:
+    if log_noise is None or family.mask is None:
+        return []
+    if log_noise.exp() > NO_NOISE * model.response(family.tensors)[family.mask].std():
         return []
     sentence = (
         "The noise sd is estimated as practically 0: the tasks' weights fit their rows exactly, so "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from bayesmeta.methods import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
-from bayesmeta.results import Flag, InputError
+from bayesmeta.results import Flag, InputError, Result
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskFamily
 
@@ -176,7 +177,7 @@ class Fit:
             log_evidence=float(evidence.sum()),
             evidence_kind=kind,
             task_evidence=evidence,
-            flagged=flags(family.names, results),
+            flagged=flags(family.names, results, evidence),
             notes=[] if family.table in (None, self.family.table) else list(family.table.notes),
             trace=[],
             seconds=time.perf_counter() - started,
@@ -185,9 +186,7 @@ class Fit:
     def _log_units(self, family: TaskFamily) -> Tensor:
         """(task,) what log p(y) loses by going back to original units."""
         scale = 1.0 if self.standardisation is None else self.standardisation.y_scale
-        return family.rows.to(self.task_evidence) * torch.tensor(scale).double().log().to(
-            self.task_evidence
-        )
+        return family.rows.to(self.task_evidence) * math.log(scale)
 
     def reachability_gap(self) -> Tensor:
         """(task,) M at the fitted Q_i minus M at what adaptation from θ₀ reaches, in nats.
@@ -227,6 +226,8 @@ class Fit:
         """
         family = self.family if family is None else family
         family = self._same_reading(family, require_response=False)
+        if draws < 1:
+            raise InputError(f"draws must be at least 1, not {draws}")
         inside = self.internal(family)
         generator = torch.Generator().manual_seed(seed)
         batch = inside.batch()
@@ -255,8 +256,7 @@ class Fit:
             rows = self.model.log_prob_rows(theta, batch)
         if self.standardisation is None or batch.mask is None:
             return rows
-        units = torch.tensor(self.standardisation.y_scale).to(rows).log()
-        return torch.where(batch.mask, rows - units, 0.0)
+        return torch.where(batch.mask, rows - math.log(self.standardisation.y_scale), 0.0)
 
     def log_ratio(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, task) log p(y|θ) p(θ) − log q(θ) at draws θ ~ Q_i, in nats.
@@ -306,7 +306,7 @@ class Fit:
             "prior_correlation": [[None if c != c else c for c in row] for row in correlation],
             "shared": self.shared,
             "noise": self.noise,
-            "log_evidence": self.log_evidence,
+            "log_evidence": self.log_evidence if math.isfinite(self.log_evidence) else None,
             "evidence_kind": self.evidence_kind,
             "standard_errors": self.standard_errors,
             "method": self.method,
@@ -321,10 +321,12 @@ class Fit:
 MOST_CORRELATED = 200
 
 
-def flags(names: Sequence[str], results: Sequence[Any]) -> list[Flag]:
-    """A flag for every task whose own solve did not converge."""
+def flags(names: Sequence[str], results: Sequence[Result], evidence: Tensor) -> list[Flag]:
+    """A flag for every task whose own solve did not converge, or whose evidence is not finite."""
+    finite = evidence.isfinite().tolist()
+    ended = [r if ok else Result.nonfinite for r, ok in zip(results, finite, strict=True)]
     return [
         Flag(name, result.sentence)
-        for name, result in zip(names, results, strict=True)
-        if result.name != "converged"
+        for name, result in zip(names, ended, strict=True)
+        if result is not Result.converged
     ]

@@ -83,11 +83,14 @@ class Prior(nn.Module):
             matrix = torch.as_tensor(covariance).to(centre)
             if matrix.shape != (len(centre), len(centre)):
                 raise InputError(f"covariance is {tuple(matrix.shape)} for {len(centre)} weights")
+            values = torch.linalg.eigvalsh(matrix) if bool(matrix.isfinite().all()) else -matrix
+            if not torch.allclose(matrix, matrix.T) or not values.min() >= -1e-10 * values.max():
+                raise InputError("a prior covariance must be finite, symmetric and not negative")
             gaussian = Gaussian.from_covariance(centre, matrix)
         else:
             spread = torch.as_tensor(variance).to(centre).expand(centre.shape)
-            if bool((spread < 0).any()):
-                raise InputError("a prior variance is negative")
+            if not bool((spread >= 0).all() & spread.isfinite().all()):
+                raise InputError("a prior variance must be finite and not negative")
             gaussian = Gaussian(centre, spread.clone())
         return self.like(gaussian, blocks)
 

@@ -19,7 +19,7 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import per_task, total
 from bayesmeta.outer import Trace, adam, minimise
-from bayesmeta.posteriors.conjugate import rescaling
+from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskBatch
@@ -45,6 +45,7 @@ class _Descent:
         self.affine = self.model.is_affine(problem.family, jointly=True)
         self.everyone = problem.family.batch()
         self.expectation = self._linear(self.everyone) if self.affine else None
+        self.least_squares: tuple[Tensor, Tensor] | None = None
         self.scale, self.shared_scale = self._scales()
         self.learn_shared = shared is None
         start = self.model.shared if shared is None else shared
@@ -66,7 +67,8 @@ class _Descent:
         """Typical |y| / |column| of the design, so that weights in any units descend alike."""
         if self.expectation is None:
             return torch.ones_like(self.model.start), {}
-        response = self.model.require_likelihood().summary().get("scale", 1.0)
+        self.least_squares = self._least_squares(self.expectation)
+        response = 1.0 if self.least_squares is None else self.least_squares[1]
         pooled = self.expectation.fixed.flatten(0, 1) / response
         dim = self.model.dim
         tied = self.problem.prior.form.name in ("isotropic", "block")
@@ -74,6 +76,13 @@ class _Descent:
         scale = rescaling(pooled[:, :dim], form).diagonal()
         rest = pooled[:, dim:].square().mean(0).clamp(min=1e-300).rsqrt()
         return scale, self.model.split_shared(rest)
+
+    def _least_squares(self, expectation: LinearExpectation) -> tuple[Tensor, Tensor] | None:
+        """Pooled fixed effects and residual sd of a real response."""
+        if self.model.require_likelihood().responses != "real":
+            return None
+        y = self.model.response(self.everyone.tensors) - expectation.constant
+        return least_squares(expectation.fixed, y, self.everyone.mask)
 
     def _start_prior(self) -> Prior:
         prior, blocks = self.problem.prior, self.model.blocks.to(self.scale.device)
@@ -85,6 +94,15 @@ class _Descent:
 
     def _pool(self) -> None:
         """Start θ₀ and ψ where M is smallest with every task at θ₀."""
+        if self.least_squares is not None:
+            b, unit = self.least_squares
+            rest = self.model.split_shared(b[self.model.dim :])
+            with torch.no_grad():
+                self.prior.free["mean"].copy_(b[: self.model.dim] / self.scale)
+                for name, value in rest.items():
+                    self.shared[name].copy_(value / self.shared_scale[name])
+                if "likelihood.log_scale" in self.shared:
+                    self.shared["likelihood.log_scale"].copy_(unit.log())
         parameters = [self.prior.free["mean"], *self.shared.values()]
 
         def objective() -> Tensor:

@@ -22,7 +22,7 @@ from bayesmeta.inner.expected_newton import State, solve
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
 from bayesmeta.models import Model
 from bayesmeta.outer import Trace, minimise
-from bayesmeta.posteriors.conjugate import orthonormal, rescaling
+from bayesmeta.posteriors.conjugate import least_squares, orthonormal, rescaling
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskFamily
@@ -55,12 +55,14 @@ class Coordinates:
         to_location: (m, m).
         to_theta: (p, p).
         start: (m,) θ₀, and for a linear predictor ψ's weights after it.
+        unit: () residual sd of a real response about least squares.
     """
 
     expectation: LinearExpectation | NodeExpectation
     to_location: Tensor
     to_theta: Tensor
     start: Tensor
+    unit: Tensor | None = None
 
 
 def coordinates(model: Model, family: TaskFamily, prior: Prior) -> Coordinates:
@@ -74,8 +76,14 @@ def coordinates(model: Model, family: TaskFamily, prior: Prior) -> Coordinates:
         pooled = (design * weight).flatten(0, 1)
         weights = [w.detach().flatten() for w in model.shared_weights.values()]
         expectation = LinearExpectation(model, batch, design[..., : model.dim], design, constant)
-        scaling = rescaling(pooled[:, : model.dim], prior.form)
-        return Coordinates(expectation, orthonormal(pooled), scaling, torch.cat([start, *weights]))
+        to_theta = rescaling(pooled[:, : model.dim], prior.form)
+        to_location, place, unit = orthonormal(pooled), torch.cat([start, *weights]), None
+        if model.require_likelihood().responses == "real":
+            # In units of the residual, from least squares: the search does not see y's units.
+            y = model.response(batch.tensors)
+            place, unit = least_squares(design, y - constant, batch.mask)
+            to_location, to_theta = unit * to_location, unit * to_theta
+        return Coordinates(expectation, to_location, to_theta, place, unit)
     eye = torch.eye(model.dim, dtype=start.dtype, device=start.device)
     return Coordinates(NodeExpectation.build(model, batch, start), eye, eye, start)
 
@@ -92,6 +100,9 @@ class _Fit:
         free = problem.model.shared
         names = [k for k in free if not (linear and k.startswith("module."))]
         self.shared = {k: free[k].detach().clone().requires_grad_() for k in names}
+        if self.at.unit is not None and "likelihood.log_scale" in self.shared:
+            with torch.no_grad():
+                self.shared["likelihood.log_scale"].copy_(self.at.unit.log())
         self.state = State.at_prior(len(problem.family), self.covariance_root().detach())
 
     def place(self) -> Tensor:

@@ -194,6 +194,22 @@ def condition(
     return Gaussian(prior.mean + mean, None, triangular(spread)), evidence
 
 
+def least_squares(design: Tensor, response: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pooled fixed effects (p+q,) and the residual sd (), every task alike: where a search starts.
+
+    Args:
+        design: W (task, row, p+q).
+        response: y − c (task, row).
+        mask: (task, row), or None.
+    """
+    rows = torch.ones_like(response, dtype=torch.bool) if mask is None else mask
+    w, y = design[rows], response[rows]
+    to_b = orthonormal(w)
+    b = to_b @ ((w @ to_b).mT @ y) / len(w)
+    spread = (y - w @ b).square().mean().sqrt()
+    return b, torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
 def orthonormal(pooled: Tensor) -> Tensor:
     """T with (pooled T)ᵀ (pooled T) = rows · I."""
     upper = torch.linalg.qr(pooled, mode="r").R
