@@ -18,6 +18,7 @@ from bayesmeta.tasks import TaskFamily
 
 VAGUE = 1e3
 IDENTIFIED = 0.1
+SENSIBLE = 10.0
 
 
 def check_values(model: Model, family: TaskFamily) -> None:
@@ -93,6 +94,9 @@ def vague_estimates(
         narrow = torch.diag_embed((0.1 * typical).square().expand(posteriors.mean.shape))
         start = Gaussian.from_covariance(posteriors.mean, posteriors.covariance() + narrow)
         estimate, _, _ = profile.adapted(model, wide, shared, family, start)
-    alone = estimate.sd() < IDENTIFIED * VAGUE * typical
+    exactly = exact.handles(model, family)
+    # Beyond a few prior sds the quadrature of a discrete likelihood means nothing.
+    widest = IDENTIFIED * VAGUE if exactly else SENSIBLE
+    alone = estimate.sd() < widest * typical
     mean = torch.where(alone, estimate.mean, torch.nan)
     return Gaussian(mean, torch.where(alone, estimate.variance(), torch.nan))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayesmeta import checkpoint, methods
 from bayesmeta.adapting import check_values
-from bayesmeta.fitted import Fit, flags
+from bayesmeta.fitted import Fit, evidence_kind, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
@@ -115,7 +115,7 @@ def fit(
         fitted_prior=estimate.prior,
         posterior=Named(model.names, estimate.posterior.map(Tensor.detach), family.names),
         log_evidence=evidence,
-        evidence_kind="restricted" if reml else "exact" if solver == "exact" else "bound",
+        evidence_kind="restricted" if reml else evidence_kind(solver, method),
         task_evidence=estimate.task_evidence - family.rows.to(estimate.task_evidence) * units,
         standardisation=standardisation,
         standard_errors=_standard_errors(estimate, model),
@@ -215,6 +215,10 @@ def _checked_prior(
             'hold it with bm.Prior(form, learn="mean").at(mean=, variance=), or use '
             'covariance="diagonal"'
         )
+    if prior.hyperprior is not None and method.prior_update == "closed_form":
+        raise InputError(
+            'the closed-form prior update knows no hyper-prior: use prior_update="gradient"'
+        )
     if method.posterior.form.name == "full" and len(family) * model.dim**2 > LARGEST_TABLE:
         raise InputError(
             f"full posteriors of {len(family)} tasks × {model.dim} weights do not fit in memory: "
@@ -254,6 +258,8 @@ def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
     if estimate.fixed_covariance is None:
         return {}
     names = list(model.names) + list((model.spec or {}).get("shared_names", []))
+    if estimate.prior.learn == "none":
+        return {}
     errors = estimate.fixed_covariance.diagonal().clamp(min=0).sqrt().tolist()
     return dict(zip(names, errors, strict=False))
 
@@ -262,7 +268,7 @@ def _notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily) -
     notes = []
     if prior.learn == "all":
         notes += boundary_notes(estimate.prior().map(Tensor.detach), model.names)
-    if prior.hyperprior is not None:
+    if prior.hyperprior is not None and prior.learn == "all":
         notes.append(
             "Σ₀ has the weak boundary-avoiding hyper-prior, so it is not a maximum-likelihood "
             "estimate; log_evidence leaves the hyper-prior out."

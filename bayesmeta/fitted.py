@@ -36,7 +36,7 @@ class Fit:
         fitted_prior: the prior module with its values.
         posterior: Q_i.
         log_evidence: nats, of y in original units.
-        evidence_kind: "exact", "restricted" (REML) or "bound".
+        evidence_kind: "exact", "restricted" (REML), "bound", or "penalised" (point Q_i: no bound).
         task_evidence: (task,) nats.
         standardisation: of x and y, for networks; None when fitted in original units.
         standard_errors: of θ₀ and shared coefficients, by name; exact path only.
@@ -105,14 +105,21 @@ class Fit:
                 values[name.removeprefix("module.")] = flat if len(flat) > 1 else flat[0]
         constants = {} if self.likelihood is None else self.likelihood.summary()
         learned = {k.rpartition("log_")[2] for k in self.model.shared if "likelihood." in k}
-        return values | {k: v for k, v in constants.items() if k != "scale" and k in learned}
+        student = self.likelihood is not None and self.likelihood.name == "student_t"
+        return values | {
+            k: v for k, v in constants.items() if student or (k != "scale" and k in learned)
+        }
 
     @property
     def noise(self) -> float | None:
         """Noise sd in original units; None if the likelihood has none or rows have their own."""
         if self.likelihood is None or "standard_error" in self.family.tensors:
             return None
-        return self.likelihood.summary().get("scale")
+        constants = self.likelihood.summary()
+        if self.likelihood.name == "student_t":
+            df = constants["df"]
+            return constants["scale"] * math.sqrt(df / (df - 2)) if df > 2 else None
+        return constants.get("scale")
 
     def read(self, data: Any, *, require_response: bool = True) -> TaskFamily:
         """A new table, read exactly as the fitted one was: same columns, same coding.
@@ -169,13 +176,12 @@ class Fit:
             generator,
         )  # fmt: skip
         evidence = evidence - self._log_units(family)
-        kind = "exact" if self.solver == "exact" else "bound"
         return replace(
             self,
             family=family,
             posterior=Named(self.model.names, posterior, family.names),
             log_evidence=float(evidence.sum()),
-            evidence_kind=kind,
+            evidence_kind=evidence_kind(self.solver, self.choices),
             task_evidence=evidence,
             flagged=flags(family.names, results, evidence),
             notes=[] if family.table in (None, self.family.table) else list(family.table.notes),
@@ -270,8 +276,10 @@ class Fit:
             loss = loss + self._log_units(self.family)
             if bool((prior.log_det() > -torch.inf) & prior.sd().min().gt(0)):
                 return prior.log_prob(theta) - loss - posterior.log_prob(theta)
-            values, vectors = torch.linalg.eigh(prior.covariance())
-            basis = vectors[:, values > 1e-12 * values.max()].T
+            # Scaled to correlations, so that a small unit is not taken for a zero variance.
+            unit = torch.where(prior.sd() > 0, 1 / prior.sd(), 0.0)
+            values, vectors = torch.linalg.eigh(unit[:, None] * prior.covariance() * unit)
+            basis = (unit[:, None] * vectors[:, values > 1e-12]).T
             if not len(basis):
                 return -loss
             projected = theta @ basis.T
@@ -319,6 +327,13 @@ class Fit:
 
 
 MOST_CORRELATED = 200
+
+
+def evidence_kind(solver: str, method: Method) -> str:
+    """What −M is: the evidence, a bound on it, or, for point Q_i, a penalised log-likelihood."""
+    if method.posterior.form.name == "point":
+        return "penalised"
+    return "exact" if solver == "exact" else "bound"
 
 
 def flags(names: Sequence[str], results: Sequence[Result], evidence: Tensor) -> list[Flag]:

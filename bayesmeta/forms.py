@@ -24,7 +24,7 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.results import InputError
 
 FORMS = ("point", "isotropic", "block", "diagonal", "lowrank", "full")
-FACTOR_ITERATIONS = 200
+FACTOR_ITERATIONS = 5000
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,7 @@ class Form:
         if diagonal is not None and factor is not None and factor.shape[-1] == self.rank:
             return {"log_scale": 0.5 * diagonal.log(), "factor": factor}
         if factor is None and diagonal is not None:
-            # A small random-looking start: at F = 0 the gradient in F vanishes.
-            shape = (*gaussian.mean.shape, self.rank)
-            waves = torch.arange(shape[-2] * self.rank).reshape(shape[-2:]).to(gaussian.mean)
-            factor = 0.1 * diagonal.sqrt().unsqueeze(-1) * waves.add(1).sin()
+            factor = diagonal.new_zeros((*gaussian.mean.shape, self.rank))
             return {"log_scale": 0.5 * diagonal.log(), "factor": factor}
         covariance = gaussian.covariance()
         variance = gaussian.variance()
@@ -127,5 +124,8 @@ class Form:
             values, vectors = torch.linalg.eigh(scaled)
             excess = (values[..., -self.rank :] - 1).clamp(min=0).sqrt()
             factor = root.unsqueeze(-1) * vectors[..., -self.rank :] * excess.unsqueeze(-2)
-            unique = (variance - factor.square().sum(-1)).clamp(min=1e-6 * variance)
+            before, unique = unique, variance - factor.square().sum(-1)
+            unique = torch.maximum(unique, 1e-6 * variance)
+            if bool(((unique - before).abs() <= 1e-9 * variance).all()):
+                break
         return {"log_scale": 0.5 * unique.log(), "factor": factor}

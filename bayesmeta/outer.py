@@ -128,7 +128,11 @@ def adam(
         for parameter, gradient in zip(parameters, gradients, strict=True):
             # Zeroing on the device keeps a bad step from being taken without waiting for it.
             parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
+        before = [p.detach().clone() for p in parameters]
         optimiser.step()
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(torch.where(finite, parameter, old))
         schedule.step()
         values.append(torch.where(finite, value.detach(), torch.nan))
         if after is not None:

@@ -68,9 +68,7 @@ def fit_report(fit: Fit, run: Path) -> Group:
     if record["shared"]:
         body.append(_shared_table(record["shared"], fit.standard_errors))
     if record["noise"] is not None:
-        gaussian = fit.likelihood is not None and fit.likelihood.name == "gaussian"
-        label = "Noise sd" if gaussian else "Noise scale"
-        body.append(Text(f"{label:14}{number(record['noise'])}"))
+        body.append(Text(f"Noise sd      {number(record['noise'])}"))
     body += [
         Text(f"Log evidence  {evidence} nats ({record['evidence_kind']}, {fit.solver} solver)"),
         Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),

@@ -354,9 +354,8 @@ def _checked_mask(mask: Tensor | None, tensors: dict[str, Tensor]) -> Tensor | N
 
 
 def _filled(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """Padding that is not finite becomes the task's first real row: masks do not stop a NaN."""
-    rows = mask is not None and tensor.shape[:2] == mask.shape and tensor.is_floating_point()
-    if not rows or mask is None or bool(mask.all()) or bool(tensor.isfinite().all()):
+    """Padding repeats the task's first real row: a mask does not stop a NaN or a zero divisor."""
+    if mask is None or tensor.shape[:2] != mask.shape or bool(mask.all()):
         return tensor
     first = mask.to(torch.int8).argmax(1, keepdim=True)
     shape = first.shape + (1,) * (tensor.ndim - 2)

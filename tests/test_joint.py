@@ -285,3 +285,51 @@ def test_a_point_posterior_cannot_teach_a_covariance() -> None:
     family, model, _ = correlated_tasks()
     with pytest.raises(bm.InputError, match='learn="mean"'):
         bm.fit(model, family, method=joint(covariance="point"))
+
+
+@pytest.mark.parametrize("solver", ["exact", "profile", "gradient"])
+def test_the_hyperprior_counts_once_in_every_solver(solver: str) -> None:
+    # Maximising log p(y) + ½ log|Σ₀| by dense covariances and scipy gives these.
+    family = sleepstudy()
+    prior = bm.Prior("full", hyperprior="boundary-avoiding")
+    fit = bm.fit(
+        linear(family, likelihoods.Gaussian()), family, prior=prior, method=joint(solver=solver)
+    )
+    np.testing.assert_allclose(fit.prior.sd(), [25.1662, 5.9832], rtol=1e-3)
+    assert fit.log_evidence == pytest.approx(-876.0216, abs=1e-3)
+
+
+def test_a_point_fit_does_not_call_its_objective_a_bound() -> None:
+    family, model, prior = correlated_tasks()
+    point = bm.fit(model, family, prior=prior, method=joint(covariance="point"))
+    exact = bm.fit(model, family, prior=prior)
+    assert point.log_evidence > exact.log_evidence and point.evidence_kind == "penalised"
+
+
+def test_a_model_that_bends_in_one_task_only_is_not_taken_for_linear() -> None:
+    class Bent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a[0] + torch.expm1(self.a[1] * x[..., 0])
+
+    x = torch.linspace(0, 1, 5).double().expand(6, 5).clone()
+    x[0] = 0
+    family = bm.TaskFamily.from_tensors(x=x.unsqueeze(-1), y=x.exp())
+    assert not bm.Model(Bent(), likelihoods.Gaussian()).double().is_affine(family, jointly=True)
+
+
+def test_a_step_that_is_not_finite_is_not_taken() -> None:
+    from bayesmeta.outer import adam
+
+    p = torch.zeros(()).requires_grad_()
+    seen = []
+
+    def objective(step: int) -> torch.Tensor:
+        seen.append(float(p.detach()))
+        return (p - 5).square() * (torch.nan if step >= 5 else 1.0)
+
+    trace = adam(objective, [p], steps=8, lr=0.1)
+    assert trace.skipped == 3 and seen[5] == seen[6] == seen[7] == float(p.detach()) > 0.3

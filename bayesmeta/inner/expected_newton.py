@@ -84,7 +84,7 @@ def solve(
     root: Tensor,
     start: State,
     *,
-    steps: int = 60,
+    steps: int = 200,
     tolerance: float = 1e-9,
 ) -> State:
     """Adapt Q_i of every task to its data.

@@ -90,7 +90,11 @@ class _Descent:
             return prior.like(prior().rescaled(1 / self.scale), blocks)
         sd = 1.0 if self.affine else START_SD
         mean = self.model.start / self.scale
-        return prior.like(Gaussian(mean, torch.full_like(mean, sd**2)), blocks)
+        started = prior.like(Gaussian(mean, torch.full_like(mean, sd**2)), blocks)
+        if prior.form.name == "lowrank":
+            with torch.no_grad():
+                started.free["factor"].copy_(_waves(started.free["factor"], 0.1 * sd))
+        return started
 
     def _pool(self) -> None:
         """Start θ₀ and ψ where M is smallest with every task at θ₀."""
@@ -119,6 +123,8 @@ class _Descent:
         if start.diagonal is not None:
             start = Gaussian(start.mean, start.diagonal.clamp(min=1e-12), start.factor)
         free = self.form.unconstrain(start, self.model.blocks)
+        if self.form.name == "lowrank" and not bool(free["factor"].any()):
+            free["factor"] = _waves(free["factor"], 0.1) * start.sd().unsqueeze(-1)
         tasks = len(self.problem.family)
         free = {k: v.expand(tasks, *v.shape) for k, v in free.items()}
         return {k: v.detach().clone().contiguous().requires_grad_() for k, v in free.items()}
@@ -198,6 +204,12 @@ class _Descent:
         if every is not None and (step + 1) % every == 0:
             with torch.no_grad():
                 self.table["mean"].copy_(self.prior().mean.expand_as(self.table["mean"]))
+
+
+def _waves(like: Tensor, size: float) -> Tensor:
+    """A start of F without structure: at F = 0 the gradient in F vanishes."""
+    places = torch.arange(like.numel(), device=like.device).add(1).to(like)
+    return size * places.sin().reshape(like.shape)
 
 
 def _descend(descent: _Descent) -> Trace:

@@ -43,6 +43,10 @@ def handles(model: Model, family: TaskFamily) -> bool:
 
 def applies(problem: Problem) -> bool:
     """Full Q_i and full batches, for a model it handles."""
+    if problem.prior.form.name == "lowrank" and not problem.model.is_affine(
+        problem.family, jointly=True
+    ):
+        return False  # the product nodes are those of a square root with as many columns as weights
     return problem.method.solves_posteriors and handles(problem.model, problem.family)
 
 

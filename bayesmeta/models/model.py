@@ -247,14 +247,14 @@ class Model(nn.Module):
         return (values[1:] - values[0]).movedim(0, -1), values[0]
 
     def is_affine(self, family: TaskFamily, *, jointly: bool = False) -> bool:
-        """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on one task.
+        """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on every task.
 
         Compares the prediction at a random combination of random points with the same
         combination of predictions, which are equal for an affine function and for no other.
         """
         if self.likelihood is None or self.likelihood.name == "categorical":
             return False
-        batch = family.batch(torch.tensor([0]))
+        batch = family.batch()
         generator = torch.Generator().manual_seed(0)
         present = torch.cat(
             [self.start, *[w.detach().flatten() for w in self.shared_weights.values()]]
@@ -268,7 +268,9 @@ class Model(nn.Module):
         )
         with torch.no_grad():
             zero, one, two, both = self.over_tasks(
-                lambda v, tensors, mask: self._flat_prediction(v, tensors), vectors[:, None], batch
+                lambda v, tensors, mask: self._flat_prediction(v, tensors),
+                vectors[:, None].expand(-1, len(batch), -1),
+                batch,
             )
         expected = zero + (one - zero) - 2 * (two - zero)
         size = max(float(v.abs().max()) for v in (zero, one, two, both)) + 1e-300
