@@ -13,7 +13,7 @@ from rich.table import Table
 from bayesmeta.commands import usable_device
 from bayesmeta.console import plainly, show
 from bayesmeta.results import InputError
-from studies._framework import FIGURES, studies, study
+from studies._framework import FIGURES, ROOT, studies, study
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -57,6 +57,22 @@ def run(
     with Console(stderr=True).status(f"{name}: {chosen.module.QUESTION}"):
         record = chosen.run(quick=quick, device=device, out=out)
     typer.echo(f"{record['headline']}\n{record['seconds']:.0f} s; written to {out}")
+
+
+@app.command()
+@plainly
+def readme(figures: Figures = FIGURES) -> None:
+    """Put every study's answer, from its committed table, into README.md."""
+    lines = []
+    for name, one in studies().items():
+        if (record := one.record(figures)) is not None:
+            seconds = f"{record['seconds']:,.0f} s on {record['machine']}"
+            lines.append(f"- **{one.module.QUESTION}** {record['headline']} (`{name}`, {seconds})")
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text("utf-8").partition("<!-- answers -->")
+    _, _, after = rest.partition("<!-- /answers -->")
+    answers = "\n".join(lines)
+    path.write_text(f"{before}<!-- answers -->\n{answers}\n<!-- /answers -->{after}", "utf-8")
 
 
 if __name__ == "__main__":
