@@ -70,7 +70,7 @@ def fit_report(fit: Fit, run: Path) -> Group:
     if record["noise"] is not None:
         body.append(Text(f"Noise sd      {number(record['noise'])}"))
     body += [
-        Text(f"Log evidence  {evidence} nats ({record['evidence_kind']}, {fit.solver} solver)"),
+        Text(f"Log evidence  {evidence} nats ({_evidence(fit)})"),
         Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),
     ]
     flagged = [f"{flag['task']}: {flag['why']}" for flag in record["flagged"]]
@@ -121,6 +121,12 @@ def _prior_summary(record: Mapping[str, Any]) -> Table:
         "most",
     ]
     return table("", columns, rows)
+
+
+def _evidence(fit: Fit) -> str:
+    """What the evidence is, and the solver where that does not say it."""
+    kind = fit.evidence_kind
+    return kind if fit.solver == "exact" else f"{kind}, {fit.solver} solver"
 
 
 def _shared_table(shared: Mapping[str, Any], errors: Mapping[str, Any]) -> Table:
