@@ -84,10 +84,12 @@ class Study:
         started = time.perf_counter()
         result = self.module.run(quick, device)
         seconds = time.perf_counter() - started
+        with whole_file(out / f"{self.name}.csv") as path:
+            result.table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
         record = {
             "study": self.name,
             "question": self.module.QUESTION,
-            "headline": self.module.headline(result.table),
+            "headline": self.answer(out),  # of the table as written, rounding included
             "seconds": round(seconds, 1),
             "quick": quick,
             "device": device,
@@ -96,8 +98,6 @@ class Study:
             "versions": _versions(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         }
-        with whole_file(out / f"{self.name}.csv") as path:
-            result.table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
         with whole_file(out / f"{self.name}.json") as path:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
         return record

@@ -46,9 +46,9 @@ def test_values_are_padded_and_masked_in_file_order(write):
     assert family.tensors["y"].tolist() == [
         [1.5, 2.5, 2, 4.5],
         [0.5, 1, 3.5, 2.5],
-        [7, 6.5, 6.5, 6.5],
+        [7, 6.5, 7, 7],
     ]
-    assert family.tensors["x"][2, :, 0].tolist() == [1, 5, 5, 5]
+    assert family.tensors["x"][2, :, 0].tolist() == [1, 5, 1, 1]
     assert family.mask is not None
     assert family.mask[2].tolist() == [True, True, False, False]
     assert family.tensors["x"].dtype == family.tensors["y"].dtype == torch.float64
