@@ -9,23 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bayesmeta.gradients.direct import Direct
+from bayesmeta.objective import Variational
 from bayesmeta.posteriors.free import Free
 from bayesmeta.results import InputError
 
 SOLVERS = ("auto", "exact", "profile", "gradient")
 FULL_LIMIT = 50
 PRIOR_UPDATES = ("gradient", "closed_form")
-
-
-@dataclass(frozen=True)
-class Variational:
-    """ℓ = f, the KL kept with weight β."""
-
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise InputError(f"beta must be positive, not {self.beta}")
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,13 @@ class Model(nn.Module):
         shared = self.shared if shared is None else shared
         return self.over_tasks(rows, theta, batch, shared)
 
+    def log_prob_at(self, prediction: Tensor, batch: TaskBatch, shared: Tensors) -> Tensor:
+        """(..., task, row) log p(y | η) at given predictions η; 0 at padding."""
+        likelihood = self.require_likelihood()
+        y, options = self.response(batch.tensors), self.options(batch.tensors)
+        rows = self.at(None, shared, lambda: likelihood.log_prob(prediction, y, **options))
+        return rows if batch.mask is None else torch.where(batch.mask, rows, 0.0)
+
     @property
     def shared_weights(self) -> Tensors:
         """The module's part of ψ (without the likelihood's parameters)."""

@@ -1,0 +1,87 @@
+"""What an inner algorithm and a gradient rule receive: F_i(θ) = f_i(θ) + ½‖θ − θ₀‖²_Λ, all tasks.
+
+Without an anchor F = f. Tasks do not interact, so the gradient of ΣF_i holds every task's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from bayesmeta.curvature import Curvature, gauss_newton, hessian
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.models import Model
+from bayesmeta.results import InputError
+from bayesmeta.tasks import TaskBatch
+
+Shared = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class InnerProblem:
+    """The problem that adaptation solves, for all tasks of a batch at once.
+
+    Args:
+        model: f.
+        batch: the support sets.
+        shared: ψ.
+        start: (task, dim) where adaptation starts: θ₀, once per task.
+        anchor: N(θ₀, Σ₀) with a task axis on its mean, or None: no proximal term.
+    """
+
+    model: Model
+    batch: TaskBatch
+    shared: Shared
+    start: Tensor
+    anchor: Gaussian | None
+
+    @property
+    def rows(self) -> Tensor:
+        """(task, 1) number of support rows; 1 where there is no row axis."""
+        if self.batch.mask is None:
+            return torch.ones_like(self.start[:, :1])
+        return self.batch.mask.sum(1, keepdim=True).to(self.start)
+
+    def energy(self, theta: Tensor) -> Tensor:
+        """(..., task) f_i(θ_i) in nats, for θ (..., task, dim)."""
+        return self.model.energies(theta, self.batch, self.shared)
+
+    def value(self, theta: Tensor) -> Tensor:
+        """(..., task) F_i(θ_i) in nats."""
+        energy = self.energy(theta)
+        return energy if self.anchor is None else energy + self.anchor.quadratic(theta)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(task, dim) ∇F_i(θ_i); differentiable."""
+        return grad(lambda t: self.value(t).sum())(theta)
+
+    def precision_product(self, v: Tensor) -> Tensor:
+        """(task, dim) Λ v; 0 without an anchor."""
+        return torch.zeros_like(v) if self.anchor is None else self.anchor.precision_product(v)
+
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """(task, dim) Σ₀ v; v without an anchor."""
+        return v if self.anchor is None else self.anchor.covariance_product(v)
+
+    def curvature(self, theta: Tensor, kind: str) -> Curvature:
+        """H_i, or the generalised Gauss-Newton matrix G_i, of f_i (without Λ) at θ.
+
+        Raises:
+            InputError: the model has no likelihood, which the Gauss-Newton matrix needs.
+        """
+        if kind == "hessian":
+            return hessian(lambda t: grad(lambda s: self.energy(s).sum())(t), theta)
+        if self.model.likelihood is None:
+            raise InputError(
+                "the Gauss-Newton matrix needs a model with a likelihood; for an energy use "
+                'curvature="hessian"'
+            )
+        return gauss_newton(
+            lambda t: self.model.predict(t, self.batch, self.shared),
+            lambda eta: -self.model.log_prob_at(eta, self.batch, self.shared),
+            theta,
+        )
