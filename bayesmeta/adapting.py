@@ -10,7 +10,7 @@ from torch import Tensor
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
-from bayesmeta.methods import Method
+from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result

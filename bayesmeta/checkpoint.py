@@ -23,7 +23,7 @@ from torch import Tensor
 from bayesmeta import __version__, likelihoods, models
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
-from bayesmeta.methods import Method
+from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named
 from bayesmeta.prior import Prior

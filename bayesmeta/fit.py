@@ -18,7 +18,7 @@ from bayesmeta.fitted import Fit, evidence_kind, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
-from bayesmeta.methods import Method
+from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback
 from bayesmeta.predictions import Named, Prediction

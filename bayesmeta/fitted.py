@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayesmeta.adapting import adapt_tasks, vague_estimates
 from bayesmeta.likelihoods import Likelihood
-from bayesmeta.methods import Method
+from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior

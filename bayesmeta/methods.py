@@ -1,107 +1,27 @@
-"""A method is a choice of Q_i, of how θ is adapted, and of how M is differentiated.
+"""The papers of the field by name: compositions of a few lines of the three choices.
 
-The papers of the field are compositions of a few lines here.
+A paper's numbers are taken as they stand in it and converted: papers average the loss over the n
+support rows, here it is summed. So `lr` is per row (the step is lr/n_i on f_i), and `lam` is the
+paper's λ (Λ = n_i λ I).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bayesmeta.gradients.direct import Direct
-from bayesmeta.objective import Variational
+from bayesmeta.gradients.implicit import Implicit
+from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
+from bayesmeta.inner.first_order import GradientDescent
+from bayesmeta.inner.newton import Newton, NewtonCG
+from bayesmeta.method import Method
+from bayesmeta.objective import Evidence, Validation, Variational
+from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
-from bayesmeta.results import InputError
+from bayesmeta.posteriors.proximal import Proximal
 
-SOLVERS = ("auto", "exact", "profile", "gradient")
 FULL_LIMIT = 50
-PRIOR_UPDATES = ("gradient", "closed_form")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table of methods.
-
-    Args:
-        posterior: which Q_i.
-        gradient: how M is differentiated.
-        objective: which M.
-        solver: exact (linear-Gaussian tasks: Q_i in closed form), profile (Q_i solved to the end
-            by Newton's method at every outer step), gradient (everything descends together), or
-            auto, the first of these that applies.
-        steps: outer steps at most; None is 500 for deterministic and 5000 for noisy objectives.
-        lr: Adam's step size at the start, for noisy objectives.
-        draws: of θ per task and step, where the expectation has no closed form.
-        noise: "fresh" draws at each step (Adam), or "common": the same ones at every step, which
-            makes M deterministic (quasi-Newton).
-        batch: tasks per step, without replacement; None is all of them.
-        warmup: fraction of the noisy steps over which the KL's weight rises from near 0 to β; Q_i
-            that start under the full KL tend to collapse on the prior. The end is at β.
-        tolerance: largest derivative, in nats per task, at which a deterministic fit ends.
-        reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
-        prior_update: "gradient", or "closed_form" after each step of the gradient solver.
-
-    Raises:
-        InputError: the choices cannot go together; the message names what can.
-    """
-
-    posterior: Free = field(default_factory=Free)
-    gradient: Direct = field(default_factory=Direct)
-    objective: Variational = field(default_factory=Variational)
-    solver: str = "auto"
-    steps: int | None = None
-    lr: float = 0.01
-    draws: int = 1
-    noise: str = "fresh"
-    batch: int | None = None
-    warmup: float = 0.5
-    tolerance: float = 1e-6
-    reset_every: int | None = None
-    prior_update: str = "gradient"
-
-    def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
-        if self.prior_update not in PRIOR_UPDATES:
-            raise InputError(f"prior_update must be one of {', '.join(PRIOR_UPDATES)}")
-        if self.noise not in ("fresh", "common"):
-            raise InputError(f'noise must be "fresh" or "common", not {self.noise!r}')
-        for name in ("steps", "draws", "batch", "reset_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup is a fraction of the steps, in [0, 1), not {self.warmup}")
-        if not (self.lr > 0 and self.tolerance > 0):
-            raise InputError("lr and tolerance must be positive")
-        if self.solver in ("exact", "profile") and not self.solves_posteriors:
-            raise InputError(
-                f'solver="{self.solver}" finds the best full Gaussian Q_i of all tasks: with '
-                f'another covariance, beta, batch= or reset_every= use solver="gradient"'
-            )
-        if self.batch is not None and self.prior_update == "closed_form":
-            raise InputError("the closed-form prior update needs every task: leave batch= out")
-
-    @property
-    def solves_posteriors(self) -> bool:
-        """Whether what is asked for is M's minimum over full Gaussian Q_i of all tasks."""
-        plain = self.batch is None and self.reset_every is None and self.objective.beta == 1
-        return plain and self.posterior.form.name == "full"
-
-    @property
-    def kl(self) -> str:
-        """What stands for the KL in M: "full", or "quadratic" for a point Q_i."""
-        return "quadratic" if self.posterior.form.name == "point" else "full"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"kl": self.kl}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Method:
-        values = {k: v for k, v in record.items() if k not in ("kl", "gradient")}
-        values["posterior"] = Free(**values["posterior"])
-        values["objective"] = Variational(**values["objective"])
-        return cls(**values)
+Support = int | float | None
 
 
 def default_form(dim: int) -> str:
@@ -128,3 +48,200 @@ def joint(*, covariance: str = "full", beta: float = 1.0, **options: Any) -> Met
         Free(covariance='diagonal')
     """
     return Method(posterior=Free(covariance), objective=Variational(beta), **options)
+
+
+def maml(
+    *,
+    steps: int = 1,
+    lr: float = 0.01,
+    support: Support = 0.5,
+    learn_lr: bool = False,
+    **options: Any,
+) -> Method:
+    """MAML: the loss of a query set after `steps` gradient steps from θ₀, differentiated through.
+
+        min_{θ₀} Σ_i g_i(θ_T),    θ_{t+1} = θ_t − (lr/n_i) ∇f_i(θ_t)
+
+    Finn, Abbeel & Levine 2017 (equation 1). It has no Σ₀. With learn_lr=True every weight has a
+    learned step size that starts at lr: Meta-SGD (Li et al. 2017, equation 3).
+
+    Args:
+        steps: inner steps T.
+        lr: the paper's α, for the loss per row.
+        support: rows (or their fraction) that adaptation sees; see `Validation`.
+        learn_lr: learn one step size per weight.
+        **options: optimiser, steps of the outer loop as `outer_steps`, lr of it as `outer_lr`,
+            batch, compile; see `Method`.
+    """
+    inner = GradientDescent(lr, steps, learn_lr=learn_lr)
+    return _method(Algorithmic(), inner, Unrolled(), Validation(support), options)
+
+
+def truncated_maml(
+    *,
+    steps: int = 5,
+    last: int = 1,
+    lr: float = 0.01,
+    support: Support = 0.5,
+    **options: Any,
+) -> Method:
+    """MAML with only the last steps differentiated through (Shaban et al. 2019).
+
+    Args:
+        steps: inner steps.
+        last: how many of them are recorded.
+        lr, support, **options: as in `maml`.
+    """
+    inner = GradientDescent(lr, steps)
+    return _method(Algorithmic(), inner, Truncated(last), Validation(support), options)
+
+
+def fomaml(
+    *, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **options: Any
+) -> Method:
+    """First-order MAML: ∂θ_T/∂θ₀ taken as I (Finn et al. 2017, section 5.2).
+
+    Args:
+        steps, lr, support, **options: as in `maml`.
+    """
+    inner = GradientDescent(lr, steps)
+    return _method(Algorithmic(), inner, FirstOrder(), Validation(support), options)
+
+
+def reptile(*, steps: int = 5, lr: float = 0.01, **options: Any) -> Method:
+    """Reptile: θ₀ moves towards what gradient descent from θ₀ reaches.
+
+        θ₀ ← θ₀ − outer_lr · mean_i Λ(θ₀ − θ_T)
+
+    which is the gradient of ½‖θ_T − θ₀‖²_Λ with θ_T held; under the default prior Λ = I, and the
+    outer optimiser is sgd, this is Nichol et al. 2018 (algorithm 1, batched).
+
+    Args:
+        steps: inner steps.
+        lr: of the inner steps, for the loss per row.
+        **options: as in `maml`; outer_lr is the paper's ε, 1 by default here.
+    """
+    inner, options = GradientDescent(lr, steps), {"optimiser": "sgd", "outer_lr": 1.0} | options
+    return _method(Algorithmic(), inner, Direct(), Variational(), options)
+
+
+def imaml(
+    *,
+    steps: int = 16,
+    lr: float = 0.01,
+    lam: float | None = None,
+    cg_steps: int = 5,
+    tolerance: float = 0.0,
+    support: Support = 0.5,
+    curvature: str = "auto",
+    **options: Any,
+) -> Method:
+    """iMAML by gradient descent: the loss of a query set at the minimum of the anchored loss.
+
+        min_{θ₀} Σ_i g_i(θ*_i),    θ*_i = argmin f_i(θ) + ½‖θ − θ₀‖²_Λ
+
+    Rajeswaran, Finn, Kakade & Levine 2019 (algorithms 1 and 2). Unlike their released code, the
+    anchor is in every inner step, at test time too, and the system solved is the one stated.
+
+    Args:
+        steps: inner steps.
+        lr: the paper's α, for the loss per row.
+        lam: the paper's λ, held (Λ = n_i λ I); None keeps the prior's own Λ, and learns it.
+        cg_steps: conjugate gradient steps of the implicit gradient.
+        tolerance: of ‖∇F‖ in nats per unit of θ, at which a task stops; 0 takes all steps.
+        support: as in `maml`.
+        curvature: as in `Implicit`; the paper's is "hessian".
+        **options: as in `maml`.
+    """
+    inner = GradientDescent(lr, steps, tolerance=tolerance)
+    rule = Implicit(steps=cg_steps, curvature=curvature)
+    return _method(Proximal(lam=lam), inner, rule, Validation(support), options)
+
+
+def imaml_hf(
+    *,
+    steps: int = 10,
+    newton_cg_steps: int = 5,
+    lam: float | None = None,
+    cg_steps: int = 5,
+    tolerance: float = 0.0,
+    support: Support = 0.5,
+    curvature: str = "auto",
+    **options: Any,
+) -> Method:
+    """iMAML, Hessian-free: adaptation by Newton-CG with a line search (Rajeswaran et al. 2019, 4.2).
+
+    Args:
+        steps: Newton steps.
+        newton_cg_steps: conjugate gradient steps for each direction.
+        lam, cg_steps, tolerance, support, curvature, **options: as in `imaml`.
+    """
+    inner = NewtonCG(steps, newton_cg_steps, tolerance=tolerance)
+    rule = Implicit(steps=cg_steps, curvature=curvature)
+    return _method(Proximal(lam=lam), inner, rule, Validation(support), options)
+
+
+def variational_imaml(
+    *,
+    covariance: str = "point",
+    steps: int = 16,
+    lr: float = 0.01,
+    lam: float | None = None,
+    cg_steps: int = 5,
+    tolerance: float = 0.0,
+    curvature: str = "auto",
+    **options: Any,
+) -> Method:
+    """Variational iMAML: the anchored loss itself, no query set.
+
+        min_{θ₀} Σ_i f_i(θ*_i) + ½‖θ*_i − θ₀‖²_Λ        (point)
+        min Σ_i E_{Q_i} f_i + KL(Q_i ‖ N(θ₀, Σ₀)),  Q_i = N(θ*_i, (H_i + Λ)⁻¹)
+
+    (F. Huszár, inference.vc, 2019, "a variational formulation".) For a point the gradient Λ(θ₀ −
+    θ*_i) is exact by the envelope theorem; for a Gaussian Q_i θ* is differentiated implicitly.
+
+    Args:
+        covariance: point, diagonal, lowrank(r) or full.
+        steps, lr, lam, cg_steps, tolerance, curvature, **options: as in `imaml`.
+    """
+    inner = GradientDescent(lr, steps, tolerance=tolerance)
+    point = covariance.strip() == "point"
+    rule = Direct() if point else Implicit(steps=cg_steps, curvature=curvature)
+    posterior = Proximal(covariance, curvature, lam)
+    return _method(posterior, inner, rule, Variational(), options)
+
+
+def laplace(
+    *,
+    covariance: str = "full",
+    curvature: str = "auto",
+    points: int = 1,
+    steps: int = 50,
+    **options: Any,
+) -> Method:
+    """Empirical Bayes: the evidence of every task, by Laplace's method or quadrature around θ*.
+
+        min −Σ_i log ∫ exp(−f_i(θ)) N(θ; θ₀, Σ₀) dθ
+          ≈ f_i(θ*) + ½‖θ* − θ₀‖²_Λ − ½ log|Λ| + ½ log|H_i + Λ|
+
+    What lme4's glmer (nAGQ = points) and TMB maximise.
+
+    Args:
+        covariance: of Q_i = N(θ*, (H_i + Λ)⁻¹): full, diagonal, lowrank(r).
+        curvature: "hessian" (TMB; glmer, where the link is canonical), "ggn", or "auto".
+        points: Gauss-Hermite nodes per weight, for up to three weights.
+        steps: Newton steps at most.
+        **options: as in `maml`.
+    """
+    inner = Newton(steps, curvature=curvature, tolerance=1e-9)
+    rule = Implicit("cholesky", curvature=curvature)
+    return _method(Proximal(covariance, curvature), inner, rule, Evidence(points), options)
+
+
+def _method(
+    posterior: Any, inner: Any, gradient: Any, objective: Any, options: dict[str, Any]
+) -> Method:
+    """A method whose outer steps and step size go by names of their own."""
+    renamed = {"outer_steps": "steps", "outer_lr": "lr"}
+    options = {renamed.get(k, k): v for k, v in options.items()}
+    return Method(posterior, inner, gradient, objective, **options)

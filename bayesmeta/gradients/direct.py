@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from bayesmeta.gradients.rule import Build, Params, Pullback, Solved, nothing
+from bayesmeta.inner.loop import Adapted, Algorithm, adapt
+
 
 @dataclass(frozen=True)
 class Direct:
     """Differentiate M in (θ₀, Σ₀, ψ) with every Q_i held."""
+
+    needs_path = False
+
+    def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
+        def pull(cotangent: Tensor) -> tuple[Params, Solved]:
+            return nothing(params), Solved.none(cotangent)
+
+        return adapt(build(params), algorithm), pull

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
-from bayesmeta.methods import Method
+from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback, Trace
 from bayesmeta.prior import Prior

@@ -1,0 +1,243 @@
+"""A method is a choice of Q_i, of how θ is adapted, and of how M is differentiated.
+
+What cannot go together is refused here, when the method is made, with what can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from bayesmeta.gradients.direct import Direct
+from bayesmeta.gradients.implicit import Implicit
+from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
+from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov
+from bayesmeta.inner.loop import Algorithm
+from bayesmeta.inner.newton import Exact, Newton, NewtonCG
+from bayesmeta.inner.quasi_newton import LBFGS
+from bayesmeta.objective import Evidence, Objective, Validation, Variational
+from bayesmeta.posteriors.algorithmic import Algorithmic
+from bayesmeta.posteriors.free import Free
+from bayesmeta.posteriors.proximal import Proximal
+from bayesmeta.results import InputError
+
+SOLVERS = ("auto", "exact", "profile", "gradient")
+PRIOR_UPDATES = ("gradient", "closed_form")
+OPTIMISERS = ("auto", "adam", "sgd", "quasi-newton")
+Posterior = Free | Proximal | Algorithmic
+Gradient = Direct | FirstOrder | Unrolled | Truncated | Implicit
+CHOICES = {
+    kind.__name__: kind
+    for kind in (
+        *(Free, Proximal, Algorithmic),
+        *(GradientDescent, Nesterov, Momentum, Adam, NewtonCG, Newton, Exact, LBFGS),
+        *(Direct, FirstOrder, Unrolled, Truncated, Implicit),
+        *(Variational, Validation, Evidence),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Args:
+        posterior: which Q_i.
+        inner: how θ is adapted; None for free Q_i, which descend beside the prior.
+        gradient: how M is differentiated.
+        objective: which M.
+        solver: for free Q_i and the evidence: exact (linear-Gaussian tasks: Q_i in closed form),
+            profile (Q_i solved to the end by Newton's method at every outer step), gradient
+            (everything descends together), or auto, the first of these that applies.
+        optimiser: of the outer loop: "quasi-newton" (deterministic M with an exact gradient),
+            "adam", "sgd", or "auto", the first of these that applies.
+        steps: outer steps at most; None is 500 for deterministic and 5000 for noisy objectives.
+        lr: step size of adam or sgd at the start; sgd steps along the mean gradient of the tasks.
+        draws: of θ per task and step, where the expectation has no closed form.
+        noise: "fresh" draws at each step (Adam), or "common": the same ones at every step, which
+            makes M deterministic (quasi-Newton).
+        batch: tasks per step, without replacement; None is all of them.
+        warmup: fraction of the noisy steps of a free Q_i over which the KL's weight rises from near
+            0 to β; Q_i that start under the full KL tend to collapse on the prior.
+        tolerance: largest derivative, in nats per task, at which a deterministic fit ends.
+        reset_every: restart every m_i at θ₀ after so many steps of the gradient solver.
+        prior_update: "gradient", or "closed_form" after each step of the gradient solver.
+        compile: compile the meta-gradient of an adapted Q_i (seconds to minutes, once), which pays
+            for many outer steps of a small model.
+
+    Raises:
+        InputError: the choices cannot go together; the message names what can.
+    """
+
+    posterior: Posterior = field(default_factory=Free)
+    inner: Algorithm | None = None
+    gradient: Gradient = field(default_factory=Direct)
+    objective: Objective = field(default_factory=Variational)
+    solver: str = "auto"
+    optimiser: str = "auto"
+    steps: int | None = None
+    lr: float = 0.01
+    draws: int = 1
+    noise: str = "fresh"
+    batch: int | None = None
+    warmup: float = 0.5
+    tolerance: float = 1e-6
+    reset_every: int | None = None
+    prior_update: str = "gradient"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("solver", SOLVERS),
+            ("prior_update", PRIOR_UPDATES),
+            ("noise", ("fresh", "common")),
+            ("optimiser", OPTIMISERS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        for name in ("steps", "draws", "batch", "reset_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is a fraction of the steps, in [0, 1), not {self.warmup}")
+        if not (self.lr > 0 and self.tolerance > 0):
+            raise InputError("lr and tolerance must be positive")
+        if self.batch is not None and self.prior_update == "closed_form":
+            raise InputError("the closed-form prior update needs every task: leave batch= out")
+        (_refuse_free if isinstance(self.posterior, Free) else _refuse_adapted)(self)
+
+    @property
+    def solves_posteriors(self) -> bool:
+        """Whether M is to be taken at its best full Gaussian Q_i of all tasks, or integrates θ."""
+        if self.batch is not None or self.reset_every is not None:
+            return False
+        if isinstance(self.objective, Evidence):
+            return True
+        best = isinstance(self.posterior, Free) and self.posterior.form.name == "full"
+        return best and isinstance(self.objective, Variational) and self.objective.beta == 1
+
+    @property
+    def kl(self) -> str:
+        """What stands for the KL in M: "full", "quadratic" (point Q_i), or "none"."""
+        if not isinstance(self.objective, Variational):
+            return "none"
+        return "quadratic" if self.posterior.form.name == "point" else "full"
+
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether the gradient is M's own, but for rounding, once its solves have converged."""
+        envelope = isinstance(self.posterior, Proximal) and self.posterior.form.name == "point"
+        if isinstance(self.gradient, Direct):
+            return envelope and isinstance(self.objective, Variational) and self.objective.beta == 1
+        if isinstance(self.gradient, Implicit):
+            return self.gradient.steps > 0 and self.gradient.damping == 0
+        return isinstance(self.gradient, Unrolled)
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of every choice; `from_json` makes the method again."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        record = {k: _choice_record(v) if k in CHOSEN else v for k, v in values.items()}
+        return record | {"kl": self.kl}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Method:
+        values = {k: v for k, v in record.items() if k not in ("kl", "evidence", "prior")}
+        return cls(**{k: _choice(v) if k in CHOSEN else v for k, v in values.items()})
+
+
+CHOSEN = ("posterior", "inner", "gradient", "objective")
+
+
+def _choice_record(choice: Any) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    name = type(choice).__name__
+    if name not in CHOICES or not is_dataclass(choice):
+        return {"kind": "custom", "is": repr(choice)}
+    assert not isinstance(choice, type)
+    return {"kind": name} | asdict(choice)
+
+
+def _choice(record: dict[str, Any] | None) -> Any:
+    if record is None:
+        return None
+    kind = record["kind"]
+    if kind not in CHOICES:
+        raise InputError(
+            f"this run used an algorithm of your own ({record.get('is', kind)}), which a run "
+            "folder cannot hold: pass it, bm.load(folder, inner=...)"
+        )
+    return CHOICES[kind](**{k: v for k, v in record.items() if k != "kind"})
+
+
+def _refuse_free(method: Method) -> None:
+    """Free Q_i have no algorithm, and nothing but themselves to be differentiated through."""
+    if method.inner is not None or not isinstance(method.gradient, Direct):
+        raise InputError(
+            "free Q_i descend beside the prior: leave inner= and gradient= out, or use Proximal or "
+            "Algorithmic Q_i"
+        )
+    if not isinstance(method.objective, Variational):
+        raise InputError(
+            "free Q_i are fitted by the Variational objective: for a query set or the evidence use "
+            "Proximal Q_i (bm.methods.imaml, bm.methods.laplace)"
+        )
+    if method.solver in ("exact", "profile") and not method.solves_posteriors:
+        raise InputError(
+            f'solver="{method.solver}" finds the best full Gaussian Q_i of all tasks: with '
+            f'another covariance, beta, batch= or reset_every= use solver="gradient"'
+        )
+
+
+def _refuse_adapted(method: Method) -> None:
+    """Q_i that are functions of θ₀."""
+    inner, rule, objective = method.inner, method.gradient, method.objective
+    if inner is None:
+        raise InputError("Proximal and Algorithmic Q_i are adapted: give inner=, an algorithm")
+    for name in ("init", "step", "steps", "tolerance", "differentiable"):
+        if not hasattr(inner, name):
+            raise InputError(
+                f"inner={inner!r} has no {name}: an algorithm has init(problem, theta), "
+                "step(problem, theta, gradient, state), steps, tolerance and differentiable"
+            )
+    if method.reset_every is not None or method.prior_update != "gradient":
+        raise InputError("reset_every= and prior_update= belong to free Q_i (bm.methods.joint)")
+    if rule.needs_path and not inner.differentiable:
+        raise InputError(
+            f"{type(rule).__name__}() differentiates through the steps of {inner!r}, which has "
+            "none to differentiate (a line search or restart): use gradient=Implicit(), or an "
+            "algorithm with fixed steps"
+        )
+    if isinstance(method.posterior, Algorithmic):
+        if isinstance(rule, Implicit):
+            raise InputError(
+                "an implicit gradient needs θ* to be stationary, and without a proximal term (λ = "
+                "0) nothing ties it to θ₀: use Proximal() Q_i, or gradient=Unrolled(), "
+                "Truncated(k) or FirstOrder()"
+            )
+        if isinstance(objective, Evidence):
+            raise InputError("the evidence is taken around a Proximal θ*: use Proximal() Q_i")
+        if isinstance(rule, Direct) and isinstance(objective, Validation):
+            raise InputError(
+                "with Q_i held, a query set says nothing about θ₀: use FirstOrder(), Unrolled(), "
+                "or objective=Variational() (Reptile)"
+            )
+    elif isinstance(rule, Direct) and not isinstance(objective, Variational):
+        raise InputError("with Q_i held only the Variational objective has an exact gradient: "
+                         "use gradient=Implicit()")  # fmt: skip
+    if isinstance(objective, Evidence) and method.posterior.form.name == "point":
+        raise InputError('the evidence integrates θ: give Proximal(covariance="full")')
+
+
+def with_curvature(method: Method, affine: bool) -> Method:
+    """The method with "auto" curvatures decided, for a prediction linear in θ or not."""
+    kind = "hessian" if affine else "ggn"
+    changes = {
+        name: replace(choice, curvature=kind)
+        for name in ("posterior", "gradient")
+        if getattr(choice := getattr(method, name), "curvature", None) == "auto"
+    }
+    return replace(method, **changes)
