@@ -55,8 +55,7 @@ def hessian(gradient: Map, theta: Tensor) -> Curvature:
         >>> cubic.dense(torch.zeros(1, 1)).tolist()
         [[[6.0]]]
     """
-    _, pull = vjp(gradient, theta)
-    return Curvature(lambda v: pull(v)[0])
+    return Curvature(_pullback(gradient, theta)[1])
 
 
 def gauss_newton(predict: Map, loss: Map, theta: Tensor) -> Curvature:
@@ -75,21 +74,27 @@ def gauss_newton(predict: Map, loss: Map, theta: Tensor) -> Curvature:
         >>> poisson.dense(torch.zeros(1, 1)).tolist()  # x² exp η
         [[[4.0]]]
     """
-    eta, pull = vjp(predict, theta)
+    eta, pull = _pullback(predict, theta)
     # Jᵀu is linear in u, so its own pullback is v -> J v, and no forward mode is needed.
-    _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(eta))
+    _, push = _pullback(pull, torch.zeros_like(eta))
     half = _positive_root(_row_hessians(loss, eta))
 
     def product(v: Tensor) -> Tensor:
-        change = push(v)[0].reshape(half.shape[:-1]).unsqueeze(-1)
-        return pull((half @ (half.mT @ change)).reshape(eta.shape))[0]
+        change = push(v).reshape(half.shape[:-1]).unsqueeze(-1)
+        return pull((half @ (half.mT @ change)).reshape(eta.shape))
 
     def root() -> Tensor:
-        jacobian = _jacobian(lambda u: pull(u)[0], lambda v: push(v)[0], theta, eta)
+        jacobian = _jacobian(pull, push, theta, eta)
         rows = jacobian.reshape(*half.shape[:-1], theta.shape[-1])
         return (half.mT @ rows).flatten(1, 2).mT
 
     return Curvature(product, root)
+
+
+def _pullback(function: Map, at: Tensor) -> tuple[Tensor, Map]:
+    """The function's value, and u -> Jᵀu at the same point."""
+    value, pull = vjp(function, at)[:2]
+    return value, lambda u: pull(u)[0]
 
 
 def _jacobian(pull: Map, push: Map, theta: Tensor, eta: Tensor) -> Tensor:
@@ -115,10 +120,10 @@ def _row_hessians(loss: Map, eta: Tensor) -> Tensor:
     """(task, row, class, class) second derivatives of each row; one class where η has none."""
     single = eta.ndim == 2
     classes = 1 if single else eta.shape[-1]
-    _, pull = vjp(grad(lambda e: loss(e).sum()), eta)
+    _, pull = _pullback(grad(lambda e: loss(e).sum()), eta)
     eye = torch.eye(classes, dtype=eta.dtype, device=eta.device)
     units = eye[:, 0] if single else eye
-    columns = vmap(lambda unit: pull(unit.expand(eta.shape))[0])(units)
+    columns = vmap(lambda unit: pull(unit.expand(eta.shape)))(units)
     return columns.movedim(0, -1).reshape(*eta.shape[:2], classes, classes)
 
 

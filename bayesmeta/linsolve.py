@@ -171,12 +171,13 @@ def cholesky(matrix: Tensor, b: Tensor) -> Solution:
         >>> solution.value.flatten().tolist(), solution.negative.tolist()
         ([0.5, 0.0], [False, True])
     """
-    lower, info = torch.linalg.cholesky_ex(matrix)
+    info = torch.linalg.cholesky_ex(matrix.detach()).info
     finite = matrix.isfinite().all(-1).all(-1) & b.isfinite().all(-1)
     negative = (info > 0) & finite
     usable = ((info == 0) & finite)[..., None]
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    lower = torch.where(usable[..., None], lower, eye)
+    # Factorised anew: the gradient of a failed factorisation is NaN, used or not.
+    lower = torch.linalg.cholesky_ex(torch.where(usable[..., None], matrix, eye)).L
     x = torch.cholesky_solve(torch.where(usable, b, 0.0).unsqueeze(-1), lower).squeeze(-1)
     residual = _residual(lambda v: (matrix @ v.unsqueeze(-1)).squeeze(-1), b, x)
     return Solution(x, residual, torch.zeros_like(negative, dtype=torch.long), negative)
