@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bayesmeta import methods as methods
     from bayesmeta import models as models
     from bayesmeta import plots as plots
+    from bayesmeta.amortised.meta_gradient import MetaGradient as MetaGradient
+    from bayesmeta.amortised.meta_gradient import meta_gradient as meta_gradient
     from bayesmeta.fit import Fit as Fit
     from bayesmeta.fit import fit as fit
     from bayesmeta.fit import load as load
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "MetaGradient": "amortised.meta_gradient",
+    "meta_gradient": "amortised.meta_gradient",
     "Fit": "fit",
     "fit": "fit",
     "load": "fit",

@@ -237,7 +237,7 @@ def with_curvature(method: Method, affine: bool) -> Method:
     kind = "hessian" if affine else "ggn"
     changes = {
         name: replace(choice, curvature=kind)
-        for name in ("posterior", "gradient")
+        for name in ("posterior", "inner", "gradient")
         if getattr(choice := getattr(method, name), "curvature", None) == "auto"
     }
     return replace(method, **changes)

@@ -98,28 +98,30 @@ def minimise(
     return trace
 
 
-def adam(
+def descend(
     objective: Callable[[int], Tensor],
     parameters: Sequence[Tensor],
     *,
     steps: int,
     lr: float,
+    optimiser: type[torch.optim.Optimizer] = torch.optim.Adam,
     callbacks: Sequence[Callback] = (),
     after: Callable[[int], None] | None = None,
 ) -> Trace:
-    """Minimise a noisy objective by Adam, the step size falling to 0 along a cosine.
+    """Minimise a noisy objective, by Adam or SGD, the step size falling to 0 along a cosine.
 
     Args:
         objective: step -> () nats.
         parameters: leaf tensors, changed in place.
         steps: number of steps.
         lr: step size at the start.
+        optimiser: made with (parameters, lr=lr).
         callbacks: called with (step, steps, value).
         after: called with the step number after each step.
     """
     trace = Trace()
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    stepper = optimiser(parameters, lr=lr)  # pyright: ignore[reportCallIssue]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, steps)
     values = []
     for step in range(steps):
         value = objective(step)
@@ -129,7 +131,7 @@ def adam(
             # Zeroing on the device keeps a bad step from being taken without waiting for it.
             parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
         before = [p.detach().clone() for p in parameters]
-        optimiser.step()
+        stepper.step()
         with torch.no_grad():
             for parameter, old in zip(parameters, before, strict=True):
                 parameter.copy_(torch.where(finite, parameter, old))

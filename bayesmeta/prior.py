@@ -11,7 +11,7 @@ from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.results import InputError
 
-PRIOR_FORMS = ("isotropic", "block", "diagonal", "lowrank", "full")
+PRIOR_FORMS = ("point", "isotropic", "block", "diagonal", "lowrank", "full")
 LEARN = ("all", "mean", "none")
 HYPERPRIORS = (None, "boundary-avoiding")
 
@@ -22,7 +22,8 @@ class Prior(nn.Module):
     `Prior("full")` is a wish: the fit gives it its dimension and a start. `.at(...)` gives values.
 
     Args:
-        form: isotropic, block (one variance per parameter tensor), diagonal, lowrank(r), full.
+        form: isotropic, block (one variance per parameter tensor), diagonal, lowrank(r), full; or
+            point, for methods that learn a start θ₀ and no Σ₀ (MAML).
         hyperprior: None, or "boundary-avoiding": log p(Σ₀) = ½ log|Σ₀| up to a constant, for one
             coordinate the Gamma(2, 0) on the standard deviation of Chung et al. (2013), for more
             the Wishart limit of Chung et al. (2015). It keeps Σ₀ off its boundary.

@@ -205,41 +205,14 @@ class TaskFamily:
         Raises:
             InputError: a task would be left without query rows.
         """
-        if self.mask is None:
-            raise InputError("tasks without a row axis cannot be split into support and query")
-        rows = self.rows
-        count = (rows * support).long() if isinstance(support, float) else torch.tensor(support)
-        count = count.clamp(min=1).expand(len(self)).to(rows.device)
-        short = (count >= rows).nonzero().flatten().tolist()
-        if short:
-            raise InputError(
-                f"task {self.names[short[0]]!r} has {int(rows[short[0]])} rows, too few for "
-                f"{int(count[short[0]])} support rows and a query row: lower support="
-            )
-        score = torch.rand(self.mask.shape, generator=generator, device=generator.device)
-        score = score.to(self.device).masked_fill(~self.mask, 2.0)
-        order = score.argsort(1)
-        place = torch.arange(order.shape[1], device=self.device)
-        return (
-            self._reorder(order, place < count[:, None]),
-            self._reorder(order, (place >= count[:, None]) & (place < rows[:, None])),
+        from bayesmeta.splits import Split
+
+        both = Split(self, support).draw(self.batch(), generator)
+        first, second = (
+            TaskFamily(part.tensors, mask=part.mask, names=self.names, table=self.table)
+            for part in both
         )
-
-    def _reorder(self, order: Tensor, keep: Tensor) -> TaskFamily:
-        """Rows in a new order, those kept first, the rest padded by the first kept row."""
-        first = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        width = int(keep.sum(1).max())
-        mask = keep.gather(1, first)[:, :width]
-        rows = order.gather(1, first)[:, :width]
-        rows = torch.where(mask, rows, rows[:, :1])
-        tensors = {
-            name: _take_rows(tensor, rows) if self._has_rows(tensor) else tensor
-            for name, tensor in self.tensors.items()
-        }
-        return TaskFamily(tensors, mask=mask, names=self.names, table=self.table)
-
-    def _has_rows(self, tensor: Tensor) -> bool:
-        return self.mask is not None and tensor.shape[:2] == self.mask.shape
+        return first, second
 
     def with_table(self, **changes: Any) -> TaskFamily:
         """The same data with fields of its table record changed."""
@@ -383,11 +356,6 @@ def _as_tensors(values: dict[str, Any], mask: Tensor | None) -> tuple[dict[str, 
 
 def _is_list(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and len(values) > 0 and hasattr(values[0], "shape")
-
-
-def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    shape = rows.shape + (1,) * (tensor.ndim - 2)
-    return tensor.gather(1, rows.reshape(shape).expand(rows.shape + tensor.shape[2:]))
 
 
 def _pad(tensor: Tensor, length: int, width: int) -> Tensor:

@@ -18,15 +18,16 @@ LAYERS = """
     results
     atomic
     tasks gaussian likelihoods
-    forms tables
+    splits forms tables
     prior models families standardise
-    expectation predictions
-    linsolve curvature
+    expectation predictions linsolve curvature
     inner
     gradients
     posteriors
-    objective methods outer
-    joint
+    objective outer
+    method
+    methods joint
+    amortised
     adapting
     fitted
     checkpoint
@@ -41,6 +42,7 @@ LAYERS = """
 LEVEL = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 # Inside a function, upward, because a public verb sits on the object it belongs to.
 LATE = {
+    ("tasks", "splits"),  # TaskFamily.split
     ("tasks", "tables"),  # TaskFamily.from_csv
     ("fitted", "arviz_export"),  # Fit.to_arviz
     ("fitted", "checkpoint"),  # Fit.save

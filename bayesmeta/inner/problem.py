@@ -46,6 +46,11 @@ class InnerProblem:
             return torch.ones_like(self.start[:, :1])
         return self.batch.mask.sum(1, keepdim=True).to(self.start)
 
+    def require_anchor(self) -> Gaussian:
+        """N(θ₀, Σ₀)."""
+        assert self.anchor is not None, "only a Proximal Q_i, which has an anchor, asks for it"
+        return self.anchor
+
     def energy(self, theta: Tensor) -> Tensor:
         """(..., task) f_i(θ_i) in nats, for θ (..., task, dim)."""
         return self.model.energies(theta, self.batch, self.shared)

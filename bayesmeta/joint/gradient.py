@@ -18,7 +18,7 @@ from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import per_task, total
-from bayesmeta.outer import Trace, adam, minimise
+from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
@@ -212,7 +212,7 @@ def _waves(like: Tensor, size: float) -> Tensor:
     return size * places.sin().reshape(like.shape)
 
 
-def _descend(descent: _Descent) -> Trace:
+def _search(descent: _Descent) -> Trace:
     problem, method = descent.problem, descent.method
     if descent.deterministic:
         return minimise(
@@ -233,7 +233,7 @@ def _descend(descent: _Descent) -> Trace:
         weight = 1.0 if step >= rise else WARMUP_FROM + (1 - WARMUP_FROM) * step / rise
         return descent.value(batch, noise, weight)
 
-    return adam(
+    return descend(
         objective,
         descent.parameters(),
         steps=steps,
@@ -270,7 +270,7 @@ def _bound(descent: _Descent) -> Tensor:
 def estimate(problem: Problem) -> Estimate:
     """Minimise M over everything."""
     descent = _Descent(problem, None)
-    trace = _descend(descent)
+    trace = _search(descent)
     bound = _bound(descent)
     with torch.no_grad():
         shared = {k: v.detach() for k, v in descent.unscaled().items()}
@@ -296,7 +296,7 @@ def adapted(problem: Problem, shared: dict[str, Tensor]) -> tuple[Gaussian, Tens
         shared: ψ.
     """
     descent = _Descent(problem, shared)
-    trace = _descend(descent)
+    trace = _search(descent)
     with torch.no_grad():
         bound = _bound(descent)
         posterior = descent.posteriors().rescaled(descent.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Problem:
         reml: restricted maximum likelihood, on the exact path.
         generator: the noise of draws and batches.
         callbacks: called with (step, steps, M).
+        query: the query sets, task by task, when they are not split off the tasks' rows.
     """
 
     model: Model
@@ -39,6 +40,11 @@ class Problem:
     reml: bool
     generator: torch.Generator
     callbacks: Sequence[Callback] = ()
+    query: TaskFamily | None = None
+
+    def with_prior(self, prior: Prior) -> Problem:
+        """The same problem under another prior."""
+        return replace(self, prior=prior)
 
     @property
     def steps(self) -> int:

@@ -89,6 +89,11 @@ class Model(nn.Module):
         adapted = {f"module.{name}" for name in self.adapted}
         return {n: p for n, p in self.named_parameters() if n not in adapted}
 
+    def add_shared(self, name: str, value: Tensor) -> None:
+        """One more tensor in ψ, that the model itself does not read; its name has one dot."""
+        group, _, key = name.partition(".")
+        setattr(self, group, nn.ParameterDict({key: nn.Parameter(value)}))
+
     def load_shared(self, shared: Tensors) -> None:
         """Set ψ in place."""
         own = self.shared

@@ -1,14 +1,21 @@
 """Proximal Q_i: a function of θ₀, at θ*_i = argmin_θ f_i(θ) + ½‖θ − θ₀‖²_Λ.
 
 A point, or the Gaussian of Laplace's method: N(θ*_i, (H_i + Λ)⁻¹), with the Hessian H_i of f_i or
-the generalised Gauss-Newton matrix in its place.
+the generalised Gauss-Newton matrix in its place. With more weights than rows that Gaussian is the
+prior's covariance minus one column per row; it is never made dense unless asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.func import vmap
+
 from bayesmeta.forms import Form
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError
 
 PROXIMAL_FORMS = ("point", "diagonal", "lowrank", "full")
@@ -45,3 +52,63 @@ class Proximal:
     @property
     def form(self) -> Form:
         return Form.parse(self.covariance)
+
+    def at(self, problem: InnerProblem, theta: Tensor) -> Gaussian:
+        """Q_i around θ, all tasks; differentiable in θ and in the problem's parameters.
+
+        Args:
+            problem: with an anchor.
+            theta: (task, dim) θ*.
+        """
+        if self.form.name == "point":
+            return Gaussian(theta)
+        curvature = problem.curvature(theta, self.curvature)
+        anchor = problem.require_anchor()
+        diagonal = anchor.factor is None and anchor.diagonal is not None
+        if curvature.root is not None and diagonal and self.form.name != "full":
+            root = curvature.root()
+            whole = Gaussian.from_precision_root(theta, 1 / anchor.diagonal, root)
+        else:
+            whole = Gaussian(theta, None, _inverse_root(curvature.dense(theta) + _dense(problem)))
+        if self.form.name == "diagonal":
+            return Gaussian(theta, whole.variance())
+        return whole
+
+
+def log_volume(problem: InnerProblem, theta: Tensor, kind: str) -> Tensor:
+    """(task,) ½ log|H_i + Λ| − ½ log|Λ| in nats, the Occam term of the evidence.
+
+    By the determinant of a rows × rows matrix where the Gauss-Newton matrix has fewer rows than
+    weights; NaN where H_i + Λ is not positive definite.
+    """
+    curvature = problem.curvature(theta, kind)
+    anchor = problem.require_anchor()
+    root = None if curvature.root is None else curvature.root()
+    if root is not None and root.shape[-1] < root.shape[-2]:
+        spread = vmap(anchor.covariance_product, in_dims=-1, out_dims=-1)(root)
+        eye = torch.eye(root.shape[-1], dtype=theta.dtype, device=theta.device)
+        return _half_log_det(eye + root.mT @ spread)
+    return _half_log_det(curvature.dense(theta) + _dense(problem)) + 0.5 * anchor.log_det()
+
+
+def _dense(problem: InnerProblem) -> Tensor:
+    """(task, dim, dim) Λ."""
+    start = problem.start
+    eye = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+    columns = vmap(problem.precision_product, in_dims=-1, out_dims=-1)
+    return columns(eye.expand(len(start), *eye.shape))
+
+
+def _half_log_det(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    value = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.where(info == 0, value, torch.nan)
+
+
+def _inverse_root(precision: Tensor) -> Tensor:
+    """Lower-triangular L with L Lᵀ = precision⁻¹."""
+    flipped, info = torch.linalg.cholesky_ex(precision.flip((-2, -1)))
+    upper = flipped.flip((-2, -1))  # U Uᵀ = precision with U upper triangular
+    eye = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
+    inverse = torch.linalg.solve_triangular(upper.mT, eye.expand_as(upper), upper=False)
+    return torch.where((info == 0)[:, None, None], inverse, torch.nan)

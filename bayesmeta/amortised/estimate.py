@@ -1,0 +1,252 @@
+"""The outer loop over (θ₀, Σ₀, ψ) of a method whose Q_i is a function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bayesmeta.amortised.meta_gradient import sets
+from bayesmeta.amortised.report import Report
+from bayesmeta.amortised.step import MetaStep, Outcome
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.joint.problem import Estimate, Problem
+from bayesmeta.objective import Validation, total
+from bayesmeta.outer import Trace, descend, minimise
+from bayesmeta.prior import Prior
+from bayesmeta.results import InputError, Result
+from bayesmeta.splits import Split
+from bayesmeta.tasks import TaskBatch, TaskFamily
+
+START_SD = 0.3
+NOISY_STEPS = 5000
+DETERMINISTIC_STEPS = 500
+CHUNK = 2000
+Sets = tuple[TaskBatch, TaskBatch]
+
+
+class _Fit:
+    """The leaf tensors descended on, and M as a function of them."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.method = problem, problem.method
+        self.prior = start_prior(problem)
+        self.shared = {
+            k: v.detach().clone().requires_grad_() for k, v in problem.model.shared.items()
+        }
+        self.step = MetaStep(problem.model, self.prior, self.method, problem.family)
+        self.call: Callable[..., Outcome] = self.step
+        if self.method.compile:
+            self.call = compiled(self.step)
+        self.deterministic = deterministic(problem)
+        self.everyone = problem.family.batch()
+
+    def parameters(self) -> list[Tensor]:
+        return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
+
+    def evaluate(self, batch: TaskBatch, both: Sets, noise: Tensor) -> Tensor:
+        """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
+        free = {k: v.detach() for k, v in self.prior.free.items()}
+        shared = {k: v.detach() for k, v in self.shared.items()}
+        outcome = self.call(self.step.params(free, shared, len(batch)), *both, noise)
+        tasks = len(self.problem.family)
+        gradients = outcome.gradients
+        by_name = {"mean": gradients["anchor"]["mean"].sum(0), **gradients["covariance"]}
+        pairs = [(p, by_name[k]) for k, p in self.prior.free.items() if p.requires_grad]
+        pairs += [(p, gradients["shared"][k]) for k, p in self.shared.items()]
+        # A linear function with the rule's own derivative, through the value of M.
+        linear = sum(((p - p.detach()) * g).sum() for p, g in pairs)
+        value = total(outcome.values, tasks) + (tasks / len(batch)) * linear
+        learned = self.prior.learn == "all"
+        return value - (self.prior.log_hyperprior() if learned else 0.0)
+
+    def draw(self, batch: TaskBatch, split: Split | None) -> Sets:
+        """Support and query sets of a batch; the same at every step where the method says so."""
+        query = self.problem.query
+        if isinstance(self.method.objective, Validation) and query is not None:
+            return batch, query.batch(batch.index)
+        if split is None:
+            return batch, batch
+        return split.draw(batch, self.problem.generator)
+
+    def noise(self, batch: TaskBatch) -> Tensor:
+        mean = self.prior.free["mean"]
+        return self.step.noise(len(batch), len(mean), mean.detach(), self.problem.generator)
+
+
+def compiled(step: MetaStep) -> Callable[..., Outcome]:
+    """The meta-step as one compiled graph."""
+    return torch.compile(step.__call__, dynamic=False)
+
+
+def deterministic(problem: Problem) -> bool:
+    """Whether M is the same function at every step."""
+    method, objective = problem.method, problem.method.objective
+    if method.batch is not None:
+        return False
+    draws = method.posterior.form.name != "point" and not hasattr(objective, "points")
+    if draws and method.noise == "fresh":
+        return False
+    split = isinstance(objective, Validation) and objective.support is not None
+    return not (split and objective.fresh and problem.query is None)
+
+
+def start_prior(problem: Problem) -> Prior:
+    """The given prior, or one around the model's present weights."""
+    prior, model = problem.prior, problem.model
+    blocks = model.blocks.to(model.start.device)
+    if prior.has_values:
+        return prior.like(prior(), blocks)
+    mean = model.start
+    if prior.form.name == "point":
+        return prior.like(Gaussian(mean), blocks)
+    started = prior.like(Gaussian(mean, torch.full_like(mean, START_SD**2)), blocks)
+    if prior.form.name == "lowrank":
+        factor = started.free["factor"]
+        waves = torch.arange(factor.numel(), device=factor.device).add(1).to(factor).sin()
+        with torch.no_grad():
+            factor.copy_(0.1 * START_SD * waves.reshape(factor.shape))
+    return started
+
+
+def _search(fit: _Fit) -> Trace:
+    problem, method = fit.problem, fit.method
+    objective = method.objective
+    split = None
+    if isinstance(objective, Validation) and objective.support and problem.query is None:
+        split = Split(problem.family, objective.support)
+    optimiser = method.optimiser
+    if optimiser == "auto":
+        exact = fit.deterministic and method.exact_gradient
+        optimiser = "quasi-newton" if exact else "adam"
+    if optimiser == "quasi-newton" and not fit.deterministic:
+        raise InputError(
+            'optimiser="quasi-newton" needs the same M at every step: leave batch= out, use '
+            'Validation(fresh=False) or support=None, and noise="common" for a Gaussian Q_i'
+        )
+    fixed = (fit.draw(fit.everyone, split), fit.noise(fit.everyone)) if fit.deterministic else None
+    if optimiser == "quasi-newton":
+        assert fixed is not None
+        return minimise(
+            lambda: fit.evaluate(fit.everyone, *fixed),
+            fit.parameters(),
+            steps=method.steps or DETERMINISTIC_STEPS,
+            tolerance=method.tolerance * len(problem.family),
+            callbacks=problem.callbacks,
+        )
+    batches = stream(problem, fit.everyone)
+
+    def noisy(step: int) -> Tensor:
+        if fixed is not None:
+            return fit.evaluate(fit.everyone, *fixed)
+        batch = next(batches)
+        return fit.evaluate(batch, fit.draw(batch, split), fit.noise(batch))
+
+    plain = optimiser == "sgd"
+    return descend(
+        noisy,
+        fit.parameters(),
+        steps=method.steps or NOISY_STEPS,
+        # sgd steps along the mean over tasks, as papers do; adam does not see the scale.
+        lr=method.lr / len(problem.family) if plain else method.lr,
+        optimiser=torch.optim.SGD if plain else torch.optim.Adam,
+        callbacks=problem.callbacks,
+    )
+
+
+def stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
+    """Batches of tasks without end; each pass takes every task once."""
+    size = problem.method.batch
+    while True:
+        if size is None or size >= len(everyone):
+            yield everyone
+        else:
+            yield from problem.family.batches(size, problem.generator)
+
+
+def estimate(problem: Problem) -> Estimate:
+    """Minimise M over (θ₀, Σ₀, ψ), then adapt every task on all its rows."""
+    fit = _Fit(problem)
+    trace = _search(fit)
+    shared = {k: v.detach() for k, v in fit.shared.items()}
+    prior = problem.prior.like(fit.prior().map(Tensor.detach), problem.model.blocks)
+    posterior, evidence, results = adapted(
+        problem.with_prior(prior), shared, problem.family, problem.query
+    )
+    return Estimate(
+        prior=prior,
+        shared=shared,
+        posterior=posterior,
+        log_evidence=float(evidence.sum()),
+        task_evidence=evidence,
+        trace=trace,
+        results=results,
+    )
+
+
+def adapted(
+    problem: Problem,
+    shared: dict[str, Tensor],
+    family: TaskFamily,
+    query: TaskFamily | None = None,
+) -> tuple[Gaussian, Tensor, list[Result]]:
+    """Q_i of tasks by the method's own algorithm, and −M_i (task,).
+
+    All rows of a task are its support for Q_i. Where M needs a query set, −M_i is of a random
+    split of the rows, and NaN where a task has too few.
+
+    Args:
+        problem: with the prior to adapt under.
+        shared: ψ.
+        family: the tasks.
+        query: their query sets, if they are given.
+    """
+    step = MetaStep(problem.model, problem.prior, problem.method, family)
+    free = {k: v.detach() for k, v in problem.prior.free.items()}
+    parts, evidence, results = [], [], []
+    for index in torch.arange(len(family)).split(CHUNK):
+        some = family if len(index) == len(family) else family.subset(index)
+        params = step.params(free, shared, len(some))
+        with torch.no_grad():
+            posterior, _ = step.adapt(params, some.batch())
+            parts.append(posterior.map(lambda t: t.expand(len(some), *t.shape[1:])))
+            seen = query if query is None or some is family else query.subset(index)
+            value, ended = _valued(problem, step, params, some, seen)
+        evidence.append(value)
+        results += ended
+    return _joined(parts), -torch.cat(evidence), results
+
+
+def _valued(
+    problem: Problem,
+    step: MetaStep,
+    params: dict[str, dict[str, Tensor]],
+    family: TaskFamily,
+    query: TaskFamily | None,
+) -> tuple[Tensor, list[Result]]:
+    """M_i (task,), and how each task's solves went."""
+    try:
+        both = sets(family, problem.method, problem.generator, query)
+    except InputError:
+        nothing = torch.full((len(family),), torch.nan, dtype=problem.model.start.dtype)
+        both, values = (family.batch(), family.batch()), nothing
+    else:
+        values = None
+    noise = step.noise(
+        len(family), problem.model.dim, params["anchor"]["mean"], problem.generator
+    )
+    outcome = step(params, *both, noise)
+    report = Report.of(outcome, step.method, family.names)
+    return (outcome.values if values is None else values.to(outcome.values)), report.result
+
+
+def _joined(parts: list[Gaussian]) -> Gaussian:
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*((p.mean, p.diagonal, p.factor) for p in parts), strict=True)
+    mean, diagonal, factor = (None if c[0] is None else torch.cat(c) for c in columns)
+    assert mean is not None
+    return Gaussian(mean, diagonal, factor, sign=parts[0].sign)
+
+

@@ -1,0 +1,135 @@
+"""What every meta-gradient carries: how well each task's two solves were done, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bayesmeta.amortised.step import Outcome
+from bayesmeta.gradients.direct import Direct
+from bayesmeta.gradients.implicit import Implicit
+from bayesmeta.inner.loop import CODE
+from bayesmeta.method import Method
+from bayesmeta.posteriors.proximal import Proximal
+from bayesmeta.results import Flag, Result
+
+STATIONARY = 1e-2
+SOLVED = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Per task, how far the inner and the linear solve are from done.
+
+    Args:
+        stationarity: (task,) ‖∇f + Λ(θ − θ₀)‖ at the θ used, in nats per unit of θ; ‖∇f‖ without
+            an anchor.
+        relative_stationarity: (task,) the same over ‖Λ(θ − θ₀)‖, to which ‖∇f‖ is equal at θ*; NaN
+            without an anchor.
+        solve_residual: (task,) ‖v − A u‖ / ‖v‖ of the implicit gradient; 0 for the other rules.
+        steps: (task,) inner steps taken.
+        solve_steps: (task,) curvature products spent.
+        negative_curvature: (task,) the linear solve met it and stopped there.
+        result: (task,) how the task ended, the worst thing first.
+        curvature: of the system solved: "hessian", "ggn", or None.
+        errors: (task name → ‖g − g_exact‖ / ‖g_exact‖), of the tasks that were audited.
+        names: of the tasks.
+    """
+
+    stationarity: Tensor
+    relative_stationarity: Tensor
+    solve_residual: Tensor
+    steps: Tensor
+    solve_steps: Tensor
+    negative_curvature: Tensor
+    result: list[Result]
+    curvature: str | None
+    names: tuple[str, ...]
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outcome: Outcome, method: Method, names: tuple[str, ...]) -> Report:
+        """The report of a meta-step; waits for the device."""
+        rule, solved = method.gradient, outcome.solved
+        relative = outcome.adapted.residual / outcome.pull
+        relative = torch.where(outcome.pull > 0, relative, torch.nan)
+        return cls(
+            stationarity=outcome.adapted.residual,
+            relative_stationarity=relative,
+            solve_residual=solved.residual,
+            steps=outcome.adapted.steps,
+            solve_steps=solved.steps,
+            negative_curvature=solved.negative,
+            result=results(outcome, method),
+            curvature=rule.curvature if isinstance(rule, Implicit) else None,
+            names=names,
+        )
+
+    def flagged(self) -> list[Flag]:
+        """The tasks that did not end well, each with a sentence."""
+        return [
+            Flag(name, result.sentence)
+            for name, result in zip(self.names, self.result, strict=True)
+            if result is not Result.converged
+        ]
+
+    def __str__(self) -> str:
+        """Three lines a person can read."""
+        bad = sum(result is not Result.converged for result in self.result)
+        lines = [
+            f"{len(self.names)} tasks, {bad} flagged; inner steps {_range(self.steps)}, "
+            f"stationarity {_range(self.stationarity)} nats per unit of θ",
+            f"linear solves: residual {_range(self.solve_residual)}, products "
+            f"{_range(self.solve_steps)}, negative curvature in "
+            f"{int(self.negative_curvature.sum())} tasks",
+        ]
+        for name, error in self.errors.items():
+            lines.append(f"audit: task {name}: relative error {error:.2g} of the exact gradient")
+        return "\n".join(lines)
+
+
+def stationary(residual: Tensor, pull: Tensor, tolerance: float) -> Tensor:
+    """(task,) whether θ* solves its problem: by the tolerance, or else to a hundredth."""
+    if tolerance > 0:
+        return residual <= tolerance
+    small = residual <= torch.finfo(residual.dtype).eps ** 0.5
+    return (residual <= STATIONARY * pull) | small
+
+
+def results(outcome: Outcome, method: Method) -> list[Result]:
+    """(task,) the worst thing that happened to each task."""
+    adapted, solved, rule = outcome.adapted, outcome.solved, method.gradient
+    assert method.inner is not None
+    code = adapted_code(outcome, method)
+    if isinstance(rule, Implicit):
+        limit = rule.tolerance if rule.tolerance > 0 else SOLVED
+        left = ~(solved.residual <= limit) & (code == CODE[Result.converged])
+        code = torch.where(left, CODE[Result.unsolved], code)
+        code = torch.where(solved.negative, CODE[Result.negative_curvature], code)
+    finite = outcome.values.isfinite() & outcome.gradients["anchor"]["mean"].isfinite().all(-1)
+    code = torch.where(finite, code, CODE[Result.nonfinite])
+    members = list(Result)
+    return [members[c] for c in torch.where(adapted.theta.isfinite().all(-1), code, code).tolist()]
+
+
+def adapted_code(outcome: Outcome, method: Method) -> Tensor:
+    """(task,) how adaptation ended, and whether its end is one that the gradient rule needs."""
+    assert method.inner is not None
+    code = outcome.adapted.result
+    unfinished = code == CODE[Result.max_steps]
+    if not isinstance(method.posterior, Proximal):
+        # A fixed number of steps is what such a method asks for.
+        wanted = unfinished & (method.inner.tolerance == 0)
+        return torch.where(wanted, CODE[Result.converged], code)
+    if not isinstance(method.gradient, Implicit | Direct):
+        return code
+    done = stationary(outcome.adapted.residual, outcome.pull, method.inner.tolerance)
+    code = torch.where(unfinished & done, CODE[Result.converged], code)
+    return torch.where(unfinished & ~done, CODE[Result.not_stationary], code)
+
+
+def _range(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
