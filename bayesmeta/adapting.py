@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.amortised import estimate as amortised
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
@@ -61,7 +62,10 @@ def adapt_tasks(
         posterior, evidence = exact.adapted(model, held(), shared, family)
         return posterior, evidence, [Result.converged] * len(family)
     if solver == "profile":
-        return profile.adapted(model, held(), shared, family)
+        return profile.adapted(model, held(), shared, family, method=method)
+    if solver == "amortised":
+        problem = Problem(model, family, held, method, False, generator)
+        return amortised.adapted(problem, shared, family)
     method = replace(method, batch=None, reset_every=None, prior_update="gradient")
     problem = Problem(model, family, held, method, False, generator)
     return gradient.adapted(problem, shared)

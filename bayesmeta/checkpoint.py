@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bayesmeta import __version__, likelihoods, models
+from bayesmeta.amortised.meta_gradient import prepared
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.loop import Algorithm
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named
@@ -34,7 +36,7 @@ from bayesmeta.tasks import TableInfo, TaskFamily
 if TYPE_CHECKING:
     from os import PathLike
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write(fit: Fit, folder: Path) -> Path:
@@ -73,6 +75,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "likelihood": None if likelihood is None else likelihood.to_json(),
         "prior": fit.fitted_prior.to_json(),
         "method": fit.choices.to_json(),
+        "posterior_sign": fit.posterior.gaussian.sign,
         "solver": fit.solver,
         "names": list(fit.model.names),
         "tasks": list(fit.family.names),
@@ -86,12 +89,15 @@ def _record(fit: Fit) -> dict[str, Any]:
     }
 
 
-def load(folder: str | PathLike[str], *, model: Model | None = None) -> Fit:
+def load(
+    folder: str | PathLike[str], *, model: Model | None = None, inner: Algorithm | None = None
+) -> Fit:
     """Read a run folder back.
 
     Args:
         folder: written by `Fit.save`.
         model: the model that was fitted, when it was not one the library can rebuild by itself.
+        inner: the inner algorithm, when it was the user's own.
 
     Raises:
         InputError: not a run folder, damaged, of another version, or its model is needed.
@@ -103,8 +109,9 @@ def load(folder: str | PathLike[str], *, model: Model | None = None) -> Fit:
     data = _load(folder / "tasks.safetensors")
     try:
         family = _family(record, data)
-        model = _model(record, model, family)
-        return _assemble(record, model, family, prior_file, posterior_file)
+        method = Method.from_json(record["method"], inner=inner)
+        model = _model(record, model, family, method)
+        return _assemble(record, model, family, method, prior_file, posterior_file)
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: the run is damaged ({error}); fit again") from error
 
@@ -113,6 +120,7 @@ def _assemble(
     record: dict[str, Any],
     model: Model,
     family: TaskFamily,
+    method: Method,
     prior_file: dict[str, Tensor],
     posterior_file: dict[str, Tensor],
 ) -> Fit:
@@ -122,14 +130,17 @@ def _assemble(
     shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
     model.load_shared(shared)
     posterior = Gaussian(
-        posterior_file["mean"], posterior_file.get("diagonal"), posterior_file.get("factor")
+        posterior_file["mean"],
+        posterior_file.get("diagonal"),
+        posterior_file.get("factor"),
+        sign=record["posterior_sign"],
     )
     result, standard = record["result"], record["standardisation"]
     log = record["log"]
     return Fit(
         model=model,
         family=family,
-        choices=Method.from_json(record["method"]),
+        choices=method,
         solver=record["solver"],
         fitted_prior=prior.like(gaussian, prior_file["blocks"]),
         posterior=Named(tuple(record["names"]), posterior, family.names),
@@ -173,15 +184,16 @@ def _family(record: dict[str, Any], data: dict[str, Tensor]) -> TaskFamily:
     return family
 
 
-def _model(record: dict[str, Any], model: Model | None, family: TaskFamily) -> Model:
+def _model(
+    record: dict[str, Any], model: Model | None, family: TaskFamily, method: Method
+) -> Model:
     if model is None:
         if record["model"] is None:
             raise InputError(
                 "this run was fitted with a model of your own: pass it, bm.load(folder, model=...)"
             )
         model = models.from_spec(record["model"], likelihoods.from_json(record["likelihood"]))
-    floating = [t for t in family.tensors.values() if t.is_floating_point()]
-    model = model.bind(family).to(dtype=floating[0].dtype if floating else None)
+    model = prepared(model, family, method)
     if list(model.names) != record["names"]:
         raise InputError("the model's weights have other names than the run's: pass the same model")
     return model

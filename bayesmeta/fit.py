@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,9 @@ from torch import Tensor
 
 from bayesmeta import checkpoint, methods
 from bayesmeta.adapting import check_values
+from bayesmeta.amortised import estimate as amortised
+from bayesmeta.amortised.meta_gradient import prepared
+from bayesmeta.choosing import check_query, checked_prior, choose, default_prior
 from bayesmeta.fitted import Fit, evidence_kind, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
@@ -30,10 +32,14 @@ from bayesmeta.tasks import TaskFamily
 __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 
 load: Callable[..., Fit] = checkpoint.load
-LARGEST_TABLE = 5e8
 NO_NOISE = 1e-3
 SEPARATED = 1e-3
-SOLVERS: dict[str, ModuleType] = {"exact": exact, "profile": profile, "gradient": gradient}
+SOLVERS: dict[str, ModuleType] = {
+    "exact": exact,
+    "profile": profile,
+    "gradient": gradient,
+    "amortised": amortised,
+}
 
 
 def fit(
@@ -42,6 +48,7 @@ def fit(
     *,
     method: Method | None = None,
     prior: Prior | None = None,
+    query: TaskFamily | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     reml: bool = False,
@@ -56,8 +63,11 @@ def fit(
         model: f(θ, task); a copy is fitted, in the family's dtype.
         family: the tasks.
         method: default `bm.methods.joint()`, with diagonal Q_i beyond 50 weights.
-        prior: form of Σ₀, hyper-prior, and what is learned; default `bm.Prior("full")`, diagonal
-            beyond 50 weights.
+        prior: form of Σ₀, hyper-prior, and what is learned. Default: for joint and laplace
+            `bm.Prior("full")`, diagonal beyond 50 weights; for methods that learn no Σ₀ the one
+            that belongs to them (a point for MAML, Λ = n λ I for iMAML with lam=).
+        query: the query sets of a method with a Validation objective, task by task; by default rows
+            of each task are split off at random.
         seed: of all noise; the global random state is left alone.
         device: where to compute; the family's device by default.
         reml: restricted maximum likelihood (θ₀ and shared coefficients integrated under a flat
@@ -82,10 +92,11 @@ def fit(
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must lie between 0 and 2**63, not {seed}")
     family = family if device is None else family.to(device=device)
-    model = _prepared(model, family)
-    form = methods.default_form(model.dim)
-    method = methods.joint(covariance=form) if method is None else method
-    prior = Prior(form) if prior is None else prior
+    model = _prepared(model, family, method)
+    if method is None:
+        method = methods.joint(covariance=methods.default_form(model.dim))
+    check_query(query, family, method)
+    prior = default_prior(prior, method, model, family)
     standardisation = _standardisation(model, family, standardise)
     inside = family if standardisation is None else standardisation.apply(family)
     if model.likelihood is not None:
@@ -93,10 +104,13 @@ def fit(
             model.likelihood = model.likelihood.rescale(1 / standardisation.y_scale)
         _initialise(model, inside)
     notes = list(family.table.notes) if family.table else []
-    prior = _checked_prior(prior, method, model, family, notes)
+    prior = checked_prior(prior, method, model, family, notes)
     generator = torch.Generator().manual_seed(seed)
-    problem = Problem(model, inside, prior, method, reml, generator, callbacks)
-    solver = _choose(problem)
+    if query is not None:
+        query = query.to(device=family.device)
+        query = query if standardisation is None else standardisation.apply(query)
+    problem = Problem(model, inside, prior, method, reml, generator, callbacks, query)
+    solver = choose(problem)
     estimate: Estimate = SOLVERS[solver].estimate(problem)
     if not bool(estimate.task_evidence.isfinite().any()):
         raise InputError(
@@ -127,11 +141,9 @@ def fit(
     )
 
 
-def _prepared(model: Model, family: TaskFamily) -> Model:
+def _prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     """A copy of the model in the family's dtype and on its device."""
-    floating = [t for t in family.tensors.values() if t.is_floating_point()]
-    dtype = floating[0].dtype if floating else torch.get_default_dtype()
-    model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
+    model = prepared(model, family, method)
     if model.dim == 0:
         raise InputError("the model has no adapted weights: name some with adapt=")
     _try_one_task(model, family)
@@ -199,61 +211,6 @@ def _standardisation(
     return Standardisation.of(family, real_response=model.likelihood.responses == "real")
 
 
-def _checked_prior(
-    prior: Prior, method: Method, model: Model, family: TaskFamily, notes: list[str]
-) -> Prior:
-    """The prior, if it can be learned in this way; a form the tasks identify if not."""
-    if prior.has_values:
-        prior = prior.like(prior().map(lambda t: t.to(model.start)), model.blocks)
-        if prior().dim != model.dim:
-            raise InputError(f"the prior has {prior().dim} weights, the model {model.dim}")
-    elif prior.learn != "all":
-        raise InputError(f'a prior with learn="{prior.learn}" needs values: use .at(...)')
-    if method.posterior.form.name == "point" and prior.learn == "all":
-        raise InputError(
-            "point posteriors cannot teach the prior its covariance (M has no minimum in it): "
-            'hold it with bm.Prior(form, learn="mean").at(mean=, variance=), or use '
-            'covariance="diagonal"'
-        )
-    if prior.hyperprior is not None and method.prior_update == "closed_form":
-        raise InputError(
-            'the closed-form prior update knows no hyper-prior: use prior_update="gradient"'
-        )
-    if method.posterior.form.name == "full" and len(family) * model.dim**2 > LARGEST_TABLE:
-        raise InputError(
-            f"full posteriors of {len(family)} tasks × {model.dim} weights do not fit in memory: "
-            'use covariance="diagonal" or "lowrank(10)"'
-        )
-    if prior.form.name == "full" and prior.learn == "all" and len(family) <= model.dim:
-        notes.append(
-            f"{len(family)} tasks cannot identify a full {model.dim} × {model.dim} covariance, so "
-            "the prior is diagonal; use more tasks, or choose a form."
-        )
-        prior = Prior("diagonal", hyperprior=prior.hyperprior)
-    return prior
-
-
-def _choose(problem: Problem) -> str:
-    """The solver asked for, or the first that applies."""
-    wanted = problem.method.solver
-    gaussian = exact.applies(problem)
-    if problem.reml and not (gaussian and wanted in ("auto", "exact")):
-        raise InputError("reml=True needs Gaussian noise, a linear predictor and full posteriors")
-    if wanted == "auto":
-        return "exact" if gaussian else "profile" if profile.applies(problem) else "gradient"
-    if wanted == "exact" and not gaussian:
-        raise InputError(
-            'solver="exact" needs Gaussian noise and a prediction linear in all weights: use "auto"'
-        )
-    if wanted == "profile" and not profile.applies(problem):
-        raise InputError(
-            'solver="profile" needs a linear predictor with at most '
-            f"{profile.DIM_LIMIT} adapted weights, or any model with at most "
-            f'{profile.NODE_DIM_LIMIT}: use "gradient"'
-        )
-    return wanted
-
-
 def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
     if estimate.fixed_covariance is None:
         return {}
@@ -266,7 +223,12 @@ def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
 
 def _notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily) -> list[str]:
     notes = []
-    if prior.learn == "all":
+    if prior.form.name == "point":
+        notes.append(
+            "This method learns a start θ₀ and no Σ₀: the prior has no sd, and draws for tasks "
+            "without data are all at θ₀."
+        )
+    elif prior.learn == "all":
         notes += boundary_notes(estimate.prior().map(Tensor.detach), model.names)
     if prior.hyperprior is not None and prior.learn == "all":
         notes.append(

@@ -17,6 +17,7 @@ from bayesmeta.adapting import adapt_tasks, vague_estimates
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.objective import Evidence, Validation
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.results import Flag, InputError, Result
@@ -32,11 +33,12 @@ class Fit:
         model: with ψ at its fitted values, in internal units.
         family: the tasks of `posterior`, in original units.
         choices: the method.
-        solver: exact, profile or gradient.
+        solver: exact, profile, gradient or amortised.
         fitted_prior: the prior module with its values.
         posterior: Q_i.
         log_evidence: nats, of y in original units.
-        evidence_kind: "exact", "restricted" (REML), "bound", or "penalised" (point Q_i: no bound).
+        evidence_kind: "exact", "restricted" (REML), "laplace", "quadrature", "bound", "penalised"
+            (point Q_i: no bound), or "validation" (of query rows).
         task_evidence: (task,) nats.
         standardisation: of x and y, for networks; None when fitted in original units.
         standard_errors: of θ₀ and shared coefficients, by name; exact path only.
@@ -310,7 +312,7 @@ class Fit:
         correlation = prior.correlation().tolist() if len(rows) <= MOST_CORRELATED else []
         return {
             "theta0": {name: mean for name, mean, _ in rows},
-            "prior_sd": {name: sd for name, _, sd in rows},
+            "prior_sd": {name: None if prior.gaussian.is_point else sd for name, _, sd in rows},
             "prior_correlation": [[None if c != c else c for c in row] for row in correlation],
             "shared": self.shared,
             "noise": self.noise,
@@ -330,7 +332,15 @@ MOST_CORRELATED = 200
 
 
 def evidence_kind(solver: str, method: Method) -> str:
-    """What −M is: the evidence, a bound on it, or, for point Q_i, a penalised log-likelihood."""
+    """What −M is: the evidence, its approximation, a bound on it, or something else by its name.
+
+    "penalised": the penalised log-likelihood of point Q_i; "validation": the log-likelihood of
+    query rows.
+    """
+    if isinstance(method.objective, Validation):
+        return "validation"
+    if isinstance(method.objective, Evidence):
+        return "laplace" if method.objective.points == 1 else "quadrature"
     if method.posterior.form.name == "point":
         return "penalised"
     return "exact" if solver == "exact" else "bound"

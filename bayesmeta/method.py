@@ -143,9 +143,13 @@ class Method:
         return record | {"kl": self.kl}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Method:
-        values = {k: v for k, v in record.items() if k not in ("kl", "evidence", "prior")}
-        return cls(**{k: _choice(v) if k in CHOSEN else v for k, v in values.items()})
+    def from_json(cls, record: dict[str, Any], *, inner: Algorithm | None = None) -> Method:
+        """The method of a record; `inner` in the place of an algorithm of the user's own."""
+        values = {k: v for k, v in record.items() if k != "kl"}
+        if inner is not None:
+            values["inner"] = None
+        chosen = {k: _choice(v) if k in CHOSEN else v for k, v in values.items()}
+        return cls(**chosen | ({} if inner is None else {"inner": inner}))
 
 
 CHOSEN = ("posterior", "inner", "gradient", "objective")

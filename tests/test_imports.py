@@ -28,7 +28,7 @@ LAYERS = """
     method
     methods joint
     amortised
-    adapting
+    adapting choosing
     fitted
     checkpoint
     fit

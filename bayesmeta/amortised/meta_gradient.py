@@ -117,14 +117,23 @@ def _assembled(outcome: Outcome, method: Method, family: TaskFamily) -> MetaGrad
     )
 
 
-def prepared(model: Model, family: TaskFamily, method: Method) -> Model:
-    """A copy for the family, with what the inner algorithm learns among ψ."""
+def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
+    """A copy in the family's dtype, on its device, with what the inner algorithm learns in ψ."""
     floating = [t for t in family.tensors.values() if t.is_floating_point()]
-    dtype = floating[0].dtype if floating else None
+    dtype = floating[0].dtype if floating else torch.get_default_dtype()
     model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
-    if getattr(method.inner, "learn_lr", False):
-        model.add_shared(LEARNED_STEPS, torch.full_like(model.start, method.inner.lr))
+    learned = learned_steps(model, method)
+    if learned is not None:
+        model.add_shared(LEARNED_STEPS, learned)
     return model
+
+
+def learned_steps(model: Model, method: Method | None) -> Tensor | None:
+    """(dim,) where the step sizes that an inner algorithm learns start; None if it learns none."""
+    inner = None if method is None else method.inner
+    if not getattr(inner, "learn_lr", False):
+        return None
+    return torch.full_like(model.start, getattr(inner, "lr", 0.0))
 
 
 def sets(
