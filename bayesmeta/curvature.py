@@ -32,9 +32,10 @@ class Curvature:
         """(task, dim, dim), exactly symmetric, for `like` (task, dim)."""
         if self.root is not None:
             root = self.root()
-            return root @ root.mT
-        columns = vmap(self.product)(_basis(like)).movedim(0, -1)
-        return 0.5 * (columns + columns.mT)
+            matrix = root @ root.mT
+        else:
+            matrix = vmap(self.product)(_basis(like)).movedim(0, -1)
+        return 0.5 * (matrix + matrix.mT)
 
     def diagonal(self, like: Tensor) -> Tensor:
         """(task, dim), for `like` (task, dim)."""
