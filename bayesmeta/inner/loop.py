@@ -258,8 +258,8 @@ def _reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
 
 
 def _finite(theta: Tensor, gradient: Tensor) -> Tensor:
-    """(task,) whether a point and the gradient there are finite."""
-    return (theta.isfinite() & gradient.isfinite()).all(-1)
+    """(task,) whether a point, and the gradient there with its norm, are finite."""
+    return theta.isfinite().all(-1) & _norm(gradient).isfinite()
 
 
 def _norm(gradient: Tensor) -> Tensor:
