@@ -1,0 +1,63 @@
+"""What a module may not do under a fit: remember between calls, or draw random numbers.
+
+A loss must be a function of θ, and a task's loss of that task alone: every solver calls it as often
+as it likes, for all tasks at once.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from bayesmeta.models.model import Model
+from bayesmeta.results import InputError
+from bayesmeta.tasks import TaskFamily
+
+WITH_DROPOUT = (nn.RNNBase, nn.MultiheadAttention)
+
+
+def check_modules(model: Model, family: TaskFamily) -> None:
+    """Refuse running statistics, dropout, and statistics over the rows of padded tasks.
+
+    Args:
+        model: its module in the mode, training or eval, in which it is to be fitted.
+        family: the tasks.
+
+    Raises:
+        InputError: what was found, by the module's name, why it cannot be, and what to do.
+    """
+    for path, module in model.named_modules():
+        name = path.removeprefix("module.")
+        if isinstance(module, _NormBase):
+            _check_norm(name, module, family)
+        elif module.training and _dropout(module) > 0:
+            raise InputError(
+                f"the module {name!r} is a {type(module).__name__} with dropout p="
+                f"{_dropout(module):g} in training mode, so the loss is random and no function of "
+                "the weights: set p=0, or call module.eval() before the fit"
+            )
+
+
+def _check_norm(name: str, module: _NormBase, family: TaskFamily) -> None:
+    kind = type(module).__name__
+    if module.training and module.track_running_stats:
+        raise InputError(
+            f"the module {name!r} is a {kind} in training mode, whose running statistics are "
+            "changed by every call and shared by all tasks: use LayerNorm or GroupNorm, or "
+            "track_running_stats=False (each task's own rows), or call module.eval() to freeze them"
+        )
+    over_rows = "Batch" in kind and (module.training or not module.track_running_stats)
+    if over_rows and family.ragged:
+        raise InputError(
+            f"the module {name!r} is a {kind} with statistics over a task's rows, and tasks differ "
+            "in their number of rows, so their padding would count as data: use LayerNorm or "
+            "GroupNorm, or tasks of equal size"
+        )
+
+
+def _dropout(module: nn.Module) -> float:
+    """The probability with which a module drops anything in training mode."""
+    if isinstance(module, _DropoutNd):
+        return module.p
+    return float(module.dropout) if isinstance(module, WITH_DROPOUT) else 0.0
