@@ -1,37 +1,56 @@
-"""Every Q_i solved to the end at each outer step, and M then descended on in (θ₀, Σ₀, ψ).
+"""Every task solved to the end at each outer step, and M then descended on in (θ₀, Σ₀, ψ).
 
-At the solved Q_i, ∂M/∂Q_i = 0, so the gradient of the profiled M is the partial one with Q_i held
-(`Direct`, exact by the envelope theorem). For likelihoods without a closed form and few weights:
-any prediction affine in (θ, ψ), or any energy with up to three weights.
+Two ways to take the tasks' own unknowns out of M, behind one interface:
+
+    Bound       the best full Gaussian Q_i. There ∂M/∂Q_i = 0, so the gradient is the partial one
+                with Q_i held (the envelope theorem).
+    Evidence    the mode of every task, and around it Laplace's method or quadrature. The gradient
+                goes through mode and curvature (the implicit function theorem).
+
+For few weights: the bound of likelihoods without a closed form, where the prediction is affine in
+(θ, ψ), or any energy with up to three weights; the evidence of any model with up to thirty.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bayesmeta.expectation import (
-    NODE_DIM_LIMIT,
-    LinearExpectation,
-    NodeExpectation,
-)
-from bayesmeta.gaussian import Gaussian, triangular
-from bayesmeta.inner.expected_newton import State, solve
+from bayesmeta.expectation import NODE_DIM_LIMIT, LinearExpectation, NodeExpectation
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.expected_newton import State
+from bayesmeta.joint import coordinates, newton
+from bayesmeta.joint.coordinates import SHAPES, Coordinates
+from bayesmeta.joint.evidence import Evidence, GeneralTasks, LinearTasks
+from bayesmeta.joint.expected import Bound
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
+from bayesmeta.method import Method, with_curvature
 from bayesmeta.models import Model
+from bayesmeta.objective import Evidence as EvidenceObjective
 from bayesmeta.outer import Trace, minimise
-from bayesmeta.posteriors.conjugate import least_squares, orthonormal, rescaling
-from bayesmeta.prior import Prior
+from bayesmeta.posteriors.proximal import Proximal
 from bayesmeta.results import Result
 from bayesmeta.tasks import TaskFamily
 
 DIM_LIMIT = 30
 ZERO_SD = 3e-3
 SNAP_NATS = 1e-4
-TOLERANCE = 1e-8
-SHAPES = ("likelihood.log_df", "likelihood.log_concentration")
+Shared = dict[str, Tensor]
+
+
+class Tasks(Protocol):
+    """M as a function of (θ₀, A, ψ), the tasks' own unknowns solved for; `state` is theirs."""
+
+    def begin(self, tasks: int, root: Tensor) -> Any: ...
+    def solve(self, location: Tensor, shared: Shared, root: Tensor, state: Any) -> Any: ...
+    def value(self, location: Tensor, shared: Shared, root: Tensor, state: Any) -> Tensor: ...
+    def pooled(self, location: Tensor, shared: Shared) -> Tensor: ...
+    def posterior(self, location: Tensor, shared: Shared, root: Tensor, state: Any) -> Gaussian: ...
+    def results(
+        self, location: Tensor, shared: Shared, root: Tensor, state: Any
+    ) -> list[Result]: ...
 
 
 def handles(model: Model, family: TaskFamily) -> bool:
@@ -42,54 +61,47 @@ def handles(model: Model, family: TaskFamily) -> bool:
 
 
 def applies(problem: Problem) -> bool:
-    """Full Q_i and full batches, for a model it handles."""
-    if problem.prior.form.name == "lowrank" and not problem.model.is_affine(
-        problem.family, jointly=True
-    ):
+    """Full Q_i and full batches, or the evidence, for a model it handles."""
+    method, model = problem.method, problem.model
+    if not method.solves_posteriors:
+        return False
+    if isinstance(method.objective, EvidenceObjective):
+        held = isinstance(method.posterior, Proximal) and method.posterior.lam is not None
+        return model.dim <= DIM_LIMIT and not held
+    if problem.prior.form.name == "lowrank" and not model.is_affine(problem.family, jointly=True):
         return False  # the product nodes are those of a square root with as many columns as weights
-    return problem.method.solves_posteriors and handles(problem.model, problem.family)
+    return handles(model, problem.family)
 
 
-@dataclass(frozen=True, eq=False)
-class Coordinates:
-    """E f in well-scaled coordinates: location = start + to_location location', θ = to_theta θ'.
+def _tasks(
+    model: Model, family: TaskFamily, method: Method | None, design: tuple[Tensor, Tensor] | None
+) -> Tasks:
+    """M by the method's objective; `design` of an affine prediction."""
+    batch, p = family.batch(), model.dim
+    evidence = method is not None and isinstance(method.objective, EvidenceObjective)
+    if design is None:
+        if not evidence:
+            return Bound(NodeExpectation.build(model, batch, model.start))
+        view = GeneralTasks(model, batch)
+    else:
+        parts = (model, batch, design[0][..., :p], *design)
+        if not evidence:
+            return Bound(LinearExpectation(*parts))
+        view = LinearTasks(*parts)
+    assert method is not None
+    canonical = design is not None or model.likelihood is None or model.is_affine(family)
+    posterior, objective = with_curvature(method, canonical).posterior, method.objective
+    assert isinstance(posterior, Proximal)
+    assert isinstance(objective, EvidenceObjective)
+    return Evidence(view, objective.points, posterior.curvature, posterior.covariance)
 
-    Args:
-        expectation: of the loss.
-        to_location: (m, m).
-        to_theta: (p, p).
-        start: (m,) θ₀, and for a linear predictor ψ's weights after it.
-        unit: () residual sd of a real response about least squares.
-    """
 
-    expectation: LinearExpectation | NodeExpectation
-    to_location: Tensor
-    to_theta: Tensor
-    start: Tensor
-    unit: Tensor | None = None
-
-
-def coordinates(model: Model, family: TaskFamily, prior: Prior) -> Coordinates:
-    """The expectation that fits the model, and a scaling for the outer descent."""
-    batch = family.batch()
-    start = model.start
-    if model.is_affine(family, jointly=True):
-        with torch.no_grad():
-            design, constant = model.design(batch)
-        weight = 1.0 if batch.mask is None else batch.mask.unsqueeze(-1)
-        pooled = (design * weight).flatten(0, 1)
-        weights = [w.detach().flatten() for w in model.shared_weights.values()]
-        expectation = LinearExpectation(model, batch, design[..., : model.dim], design, constant)
-        to_theta = rescaling(pooled[:, : model.dim], prior.form)
-        to_location, place, unit = orthonormal(pooled), torch.cat([start, *weights]), None
-        if model.require_likelihood().responses == "real":
-            # In units of the residual, from least squares: the search does not see y's units.
-            y = model.response(batch.tensors)
-            place, unit = least_squares(design, y - constant, batch.mask)
-            to_location, to_theta = unit * to_location, unit * to_theta
-        return Coordinates(expectation, to_location, to_theta, place, unit)
-    eye = torch.eye(model.dim, dtype=start.dtype, device=start.device)
-    return Coordinates(NodeExpectation.build(model, batch, start), eye, eye, start)
+def _design(model: Model, family: TaskFamily) -> tuple[Tensor, Tensor] | None:
+    """W and c of a prediction affine in (θ, ψ); None for any other."""
+    if not model.is_affine(family, jointly=True):
+        return None
+    with torch.no_grad():
+        return model.design(family.batch())
 
 
 class _Fit:
@@ -97,20 +109,23 @@ class _Fit:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.at = coordinates(problem.model, problem.family, problem.prior)
+        model, family, prior = problem.model, problem.family, problem.prior
+        design = _design(model, family)
+        self.tasks = _tasks(model, family, problem.method, design)
+        self.at: Coordinates = (
+            coordinates.general(model, family, prior)
+            if design is None
+            else coordinates.linear(model, family, prior.form, *design)
+        )
         self.location = torch.zeros_like(self.at.start).requires_grad_()
-        self.root = CovarianceRoot(problem.prior.form, problem.model.blocks, self.at.start, 0.5)
-        linear = isinstance(self.at.expectation, LinearExpectation)
-        free = problem.model.shared
-        names = [k for k in free if not (linear and k.startswith("module."))]
-        self.shared = {k: free[k].detach().clone().requires_grad_() for k in names}
-        if self.at.unit is not None and "likelihood.log_scale" in self.shared:
-            with torch.no_grad():
-                self.shared["likelihood.log_scale"].copy_(self.at.unit.log())
-        self.state = State.at_prior(len(problem.family), self.covariance_root().detach())
+        self.root = CovarianceRoot(prior.form, model.blocks, self.at.start, 0.5)
+        constants = {k: v for k, v in model.shared.items() if not k.startswith("module.")}
+        constants = {k: self.at.constants.get(k, v) for k, v in constants.items()}
+        self.shared = {k: v.detach().clone().requires_grad_() for k, v in constants.items()}
+        self.state = self.tasks.begin(len(family), self.covariance_root().detach())
 
     def place(self) -> Tensor:
-        """(θ₀, ψ's weights) in original coordinates; θ₀ held where the prior is."""
+        """(θ₀, the module's ψ) in original coordinates; θ₀ held where the prior is."""
         location = self.at.start + self.at.to_location @ self.location
         if self.problem.prior.learn != "none":
             return location
@@ -129,24 +144,15 @@ class _Fit:
 
     def pooled(self) -> Tensor:
         """M with Σ₀ = 0: every task at θ₀."""
-        nothing = Gaussian(
-            self.at.start.new_zeros(len(self.problem.family), self.problem.model.dim)
-        )
-        return self.at.expectation.value(self.place(), self.shared, nothing).sum()
+        return self.tasks.pooled(self.place(), self.shared)
 
     def objective(self) -> Tensor:
-        """M at the solved Q_i, minus the log hyper-prior; warm-started from the last call."""
+        """M at the solved tasks, minus the log hyper-prior; warm-started from the last call."""
         place, root = self.place(), self.covariance_root()
-        state = solve(
-            self.at.expectation, place, self.shared, root, self.state, tolerance=TOLERANCE
-        )
-        self.state = state
-        return self.losses().sum() + state.divergence().sum() - self._log_hyperprior(root)
-
-    def losses(self) -> Tensor:
-        """(task,) E f_i at the present Q_i."""
-        deviation = self.state.deviation(self.covariance_root())
-        return self.at.expectation.value(self.place(), self.shared, deviation)
+        held = {k: v.detach() for k, v in self.shared.items()}
+        self.state = self.tasks.solve(place.detach(), held, root.detach(), self.state)
+        value = self.tasks.value(place, self.shared, root, self.state).sum()
+        return value - self._log_hyperprior(root)
 
     def _log_hyperprior(self, root: Tensor) -> Tensor | float:
         if self.problem.prior.hyperprior is None or self.problem.prior.learn != "all":
@@ -187,22 +193,16 @@ def _assemble(fit: _Fit, evidence: float, trace: Trace) -> Estimate:
         held = prior()
         fitted = prior.like(Gaussian(theta0, held.diagonal, held.factor), model.blocks)
     shared = {k: v.detach() for k, v in fit.shared.items()}
-    shared |= model.split_shared(place[model.dim :]) if len(place) > model.dim else {}
+    at = (place, shared, fit.covariance_root(), fit.state)
     return Estimate(
         prior=fitted,
-        shared=shared,
-        posterior=_posterior(fit.state, theta0, fit.covariance_root()),
+        shared=shared | model.split_shared(place[model.dim :]),
+        posterior=fit.tasks.posterior(*at),
         log_evidence=evidence,
-        task_evidence=-(fit.losses() + fit.state.divergence()),
+        task_evidence=-fit.tasks.value(*at),
         trace=trace,
-        results=fit.state.results(TOLERANCE * 100),
+        results=fit.tasks.results(*at),
     )
-
-
-def _posterior(state: State, theta0: Tensor, root: Tensor) -> Gaussian:
-    deviation = state.deviation(root)
-    assert deviation.factor is not None
-    return Gaussian(theta0 + deviation.mean, None, triangular(deviation.factor))
 
 
 def adapted(
@@ -211,33 +211,33 @@ def adapted(
     shared: dict[str, Tensor],
     family: TaskFamily,
     start: Gaussian | None = None,
+    method: Method | None = None,
 ) -> tuple[Gaussian, Tensor, list[Result]]:
-    """Q_i and the evidence bound (task,) of tasks under a prior and ψ that are held.
+    """Q_i and the evidence or its bound (task,) of tasks under a prior and ψ that are held.
 
     Args:
         model: one that `applies` accepts.
         prior: N(θ₀, Σ₀).
         shared: ψ.
         family: the tasks.
-        start: Q_i to begin from; the prior by default.
+        start: Q_i to begin from, under a nonsingular prior; the prior by default.
+        method: whose objective; the bound by default.
     """
-    batch = family.batch()
-    location = prior.mean
-    if model.is_affine(family, jointly=True):
-        with torch.no_grad():
-            design, constant = model.design(batch)
-        expectation = LinearExpectation(model, batch, design[..., : model.dim], design, constant)
-        weights = [shared[k].flatten() for k in model.shared_weights]
-        location = torch.cat([prior.mean, *weights])
-    else:
-        expectation = NodeExpectation.build(model, batch, prior.mean)
-    root = prior.root()
+    tasks = _tasks(model, family, method, _design(model, family))
+    weights = [shared[k].flatten() for k in model.shared_weights]
+    place, root = torch.cat([prior.mean, *weights]), prior.root()
     with torch.no_grad():
-        begin = State.at_prior(len(family), root)
+        state = tasks.begin(len(family), root)
         if start is not None:
-            inverse = torch.linalg.inv(root)
-            begin = State.of(start.linear(inverse, -inverse @ prior.mean))
-        state = solve(expectation, location, shared, root, begin, tolerance=TOLERANCE)
-        loss = expectation.value(location, shared, state.deviation(root))
-        bound = -(loss + state.divergence())
-    return _posterior(state, prior.mean, root), bound, state.results(TOLERANCE * 100)
+            inverse = torch.linalg.pinv(root)
+            state = _started(state, start.linear(inverse, -inverse @ prior.mean))
+        state = tasks.solve(place, shared, root, state)
+        at = (place, shared, root, state)
+        return tasks.posterior(*at), -tasks.value(*at), tasks.results(*at)
+
+
+def _started(state: State | newton.Minimum, start: Gaussian) -> State | newton.Minimum:
+    """A state at given Q_i in u coordinates."""
+    if isinstance(state, State):
+        return State.of(start)
+    return newton.Minimum(start.mean, state.second, state.residual)
