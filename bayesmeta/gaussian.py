@@ -1,7 +1,8 @@
-"""N(m, S) with S = diag(d) + F Fᵀ: the one Gaussian of priors and posteriors, batched.
+"""N(m, S) with S = diag(d) ± F Fᵀ: the one Gaussian of priors and posteriors, batched.
 
-Three shapes are used: d alone (isotropic, per block, diagonal), F alone and lower triangular
-(full), and both (low rank + diagonal). Neither is a point. Leading axes are batch axes.
+Four shapes are used: d alone (isotropic, per block, diagonal), F alone and lower triangular
+(full), both (low rank + diagonal), and d minus F Fᵀ: what data of few rows leave of a diagonal
+prior. Neither d nor F is a point. Leading axes are batch axes.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesmeta.results import InputError
+
 LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """N(mean, diag(diagonal) + factor factorᵀ), immutable, batched over leading axes.
+    """N(mean, diag(diagonal) + sign · factor factorᵀ), immutable, batched over leading axes.
 
     Args:
         mean: (..., dim).
         diagonal: (..., dim) variances, or None.
         factor: (..., dim, rank), or None; without `diagonal` it is square, lower triangular.
+        sign: 1; or -1 for the diagonal minus the low rank, which needs `diagonal`.
+
+    Raises:
+        InputError: another sign, or -1 without a diagonal.
 
     Example:
         >>> g = Gaussian(torch.zeros(2), torch.ones(2))
@@ -35,6 +42,14 @@ class Gaussian:
     mean: Tensor
     diagonal: Tensor | None = None
     factor: Tensor | None = None
+    sign: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sign not in (1, -1) or (self.sign == -1 and self.diagonal is None):
+            raise InputError(
+                f"a Gaussian with sign={self.sign} and diagonal={self.diagonal}: the sign is 1, or "
+                "-1 together with a diagonal to subtract from"
+            )
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
@@ -44,6 +59,34 @@ class Gaussian:
             values, vectors = torch.linalg.eigh(covariance)
             factor = triangular(vectors * values.clamp(min=0).sqrt().unsqueeze(-2))
         return cls(mean, None, factor)
+
+    @classmethod
+    def from_precision_root(
+        cls, mean: Tensor, diagonal_precision: Tensor, root: Tensor
+    ) -> Gaussian:
+        """N(m, (Λ + U Uᵀ)⁻¹), what a diagonal prior and a low-rank curvature leave, exactly.
+
+            (Λ + U Uᵀ)⁻¹ = D − F Fᵀ,   D = Λ⁻¹,   F = D U C⁻ᵀ,   C Cᵀ = I + Uᵀ D U
+
+        Differences of nearly equal numbers: of n digits, log₁₀(1 + the largest eigenvalue of
+        Uᵀ D U) are lost, and a task with none left is NaN.
+
+        Args:
+            mean: (..., dim) m.
+            diagonal_precision: (..., dim) or (dim,) diagonal of Λ, positive.
+            root: (..., dim, k) U.
+
+        Example:
+            >>> one = torch.ones(1)
+            >>> Gaussian.from_precision_root(one, one, one[:, None]).variance().item()
+            0.5
+        """
+        diagonal = (1 / diagonal_precision).expand_as(mean)
+        scaled = diagonal.unsqueeze(-1) * root
+        half = torch.linalg.solve_triangular(
+            _cholesky_of_one_plus(root.mT @ scaled), scaled.mT, upper=False
+        )
+        return cls(mean, diagonal, half.mT, sign=-1)
 
     @property
     def dim(self) -> int:
@@ -59,8 +102,9 @@ class Gaussian:
         if self.diagonal is not None:
             total = total + self.diagonal
         if self.factor is not None:
-            total = total + self.factor.square().sum(-1)
-        return total
+            total = total + self.sign * self.factor.square().sum(-1)
+        # Rounding may leave less than nothing of a diagonal that is all but used up.
+        return total if self.sign == 1 else total.clamp(min=0)
 
     def sd(self) -> Tensor:
         """(..., dim) marginal standard deviations."""
@@ -74,7 +118,17 @@ class Gaussian:
         if self.diagonal is not None:
             total = total + torch.diag_embed(self.diagonal)
         if self.factor is not None:
-            total = total + self.factor @ self.factor.mT
+            total = total + self.sign * (self.factor @ self.factor.mT)
+        return total
+
+    def covariance_product(self, v: Tensor) -> Tensor:
+        """S v for v (..., dim)."""
+        total = torch.zeros_like(v)
+        if self.diagonal is not None:
+            total = total + self.diagonal * v
+        if self.factor is not None:
+            inner = self.factor.mT @ v.unsqueeze(-1)
+            total = total + self.sign * (self.factor @ inner).squeeze(-1)
         return total
 
     def correlation(self) -> Tensor:
@@ -87,7 +141,12 @@ class Gaussian:
         if self.diagonal is None:
             return self.mean.new_zeros((*self.mean.shape, 0)) if self.is_point else self._factor
         spread = torch.diag_embed(self.diagonal.sqrt())
-        return spread if self.factor is None else torch.cat([self.factor, spread], -1)
+        if self.factor is None:
+            return spread
+        if self.sign == -1:
+            left, right = self._removed()
+            return spread - left @ right
+        return torch.cat([self.factor, spread], -1)
 
     @property
     def _factor(self) -> Tensor:
@@ -95,12 +154,22 @@ class Gaussian:
         return self.factor
 
     def _capacity(self) -> Tensor:
-        """Cholesky factor of I + Fᵀ diag(d)⁻¹ F, for the low-rank + diagonal shape."""
+        """Cholesky factor of I ± Fᵀ diag(d)⁻¹ F, for the low-rank ± diagonal shapes."""
         assert self.diagonal is not None
         scaled = self._factor / self.diagonal.unsqueeze(-1)
-        rank = self._factor.shape[-1]
-        eye = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
-        return torch.linalg.cholesky(eye + self._factor.mT @ scaled)
+        return _cholesky_of_one_plus(self.sign * (self._factor.mT @ scaled))
+
+    def _removed(self) -> tuple[Tensor, Tensor]:
+        """P (..., dim, k) and R (..., k, dim) with diag(d)^½ − P R a square root of diag(d) − F Fᵀ.
+
+        With B = diag(d)^-½ F and L the Cholesky factor of I − BᵀB, I − B (I + L)⁻¹ Bᵀ is a root of
+        I − B Bᵀ. An eigendecomposition's would have no derivative where a row's factor is zero.
+        """
+        assert self.diagonal is not None
+        whitened = self._factor / self.diagonal.sqrt().unsqueeze(-1)
+        lower = self._capacity()
+        eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+        return self._factor, torch.linalg.solve_triangular(eye + lower, whitened.mT, upper=False)
 
     def precision_product(self, v: Tensor) -> Tensor:
         """Λ v for v (..., dim)."""
@@ -114,7 +183,7 @@ class Gaussian:
         if self.factor is None:
             return scaled
         inner = torch.cholesky_solve(self._factor.mT @ scaled, self._capacity())
-        return scaled - (self._factor @ inner) / self.diagonal.unsqueeze(-1)
+        return scaled - self.sign * (self._factor @ inner) / self.diagonal.unsqueeze(-1)
 
     def precision_diagonal(self) -> Tensor:
         """(..., dim) diagonal of Λ."""
@@ -126,7 +195,7 @@ class Gaussian:
             return 1 / self.diagonal
         scaled = (self._factor / self.diagonal.unsqueeze(-1)).mT
         half = torch.linalg.solve_triangular(self._capacity(), scaled, upper=False)
-        return 1 / self.diagonal - half.square().sum(-2)
+        return 1 / self.diagonal - self.sign * half.square().sum(-2)
 
     def log_det(self) -> Tensor:
         """(...) log |S|."""
@@ -160,7 +229,7 @@ class Gaussian:
             trace = trace + (other.precision_diagonal() * self.diagonal).sum(-1)
         if self.factor is not None:
             product = other.precision_columns(self.factor)
-            trace = trace + (self.factor * product).sum((-2, -1))
+            trace = trace + self.sign * (self.factor * product).sum((-2, -1))
         log_ratio = other.log_det() - self.log_det()
         return other.quadratic(self.mean) + 0.5 * (trace - self.dim + log_ratio)
 
@@ -173,12 +242,16 @@ class Gaussian:
         theta = self.mean + self.diagonal.sqrt() * noise[..., : self.dim]
         if self.factor is None:
             return theta
+        if self.sign == -1:
+            left, right = self._removed()
+            inner = torch.einsum("...kd,...d->...k", right, noise)
+            return theta - torch.einsum("...dk,...k->...d", left, inner)
         return theta + (self._factor @ noise[..., self.dim :].unsqueeze(-1)).squeeze(-1)
 
     @property
     def noise_dim(self) -> int:
         """How many standard normals one draw takes."""
-        if self.diagonal is None or self.factor is None:
+        if self.diagonal is None or self.factor is None or self.sign == -1:
             return self.dim
         return self.dim + self.factor.shape[-1]
 
@@ -202,16 +275,23 @@ class Gaussian:
         """The law of `scale ⊙ θ`, in the same shape, for (dim,) positive scales."""
         diagonal = None if self.diagonal is None else self.diagonal * scale.square()
         factor = None if self.factor is None else self.factor * scale.unsqueeze(-1)
-        return Gaussian(self.mean * scale, diagonal, factor)
+        return Gaussian(self.mean * scale, diagonal, factor, self.sign)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Gaussian:
         """The same change (an indexing, a move to a device) of each tensor."""
-        parts = (self.diagonal, self.factor)
-        return Gaussian(change(self.mean), *(None if p is None else change(p) for p in parts))
+        diagonal, factor = (None if p is None else change(p) for p in (self.diagonal, self.factor))
+        return Gaussian(change(self.mean), diagonal, factor, self.sign)
 
     def __getitem__(self, index: Any) -> Gaussian:
         """Members of the leading batch axis."""
         return self.map(lambda tensor: tensor[index])
+
+
+def _cholesky_of_one_plus(matrix: Tensor) -> Tensor:
+    """Cholesky factor of I + matrix; NaN, for that batch member alone, where there is none."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    lower, info = torch.linalg.cholesky_ex(eye + matrix)
+    return torch.where(info[..., None, None] > 0, torch.nan, lower)
 
 
 def triangular(root: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from bayesmeta.prior import Prior
 from bayesmeta.results import InputError
 
 FORMS = ("isotropic", "block", "diagonal", "lowrank(2)", "full")
+SHAPES = (*FORMS, "minus")  # no prior has the last one: a diagonal minus a low rank
 
 
 def random_gaussian(form: str, seed: int, dim: int = 4, tasks: int = 3) -> Gaussian:
@@ -23,8 +24,10 @@ def random_gaussian(form: str, seed: int, dim: int = 4, tasks: int = 3) -> Gauss
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    mean, name = normal(tasks, dim), Form.parse(form).name
-    diagonal = 0.2 + normal(tasks, dim).square()
+    mean, diagonal = normal(tasks, dim), 0.2 + normal(tasks, dim).square()
+    if form == "minus":
+        return Gaussian.from_precision_root(mean, 1 / diagonal, normal(tasks, dim, 2))
+    name = Form.parse(form).name
     if name == "isotropic":
         diagonal = diagonal[:, :1].expand(-1, dim)
     if name == "block":
@@ -40,7 +43,7 @@ def dense(gaussian: Gaussian) -> MultivariateNormal:
     return MultivariateNormal(gaussian.mean, gaussian.covariance())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SHAPES)
 def test_kl_of_a_gaussian_with_itself_is_zero(form: str) -> None:
     gaussian = random_gaussian(form, 0)
     assert gaussian.kl(gaussian).abs().max() < 1e-12
@@ -53,8 +56,8 @@ def test_kl_of_two_standard_normals_is_zero_in_any_dimension() -> None:
         assert float(standard.kl(standard)) == 0.0
 
 
-@pytest.mark.parametrize("p", FORMS)
-@pytest.mark.parametrize("q", FORMS)
+@pytest.mark.parametrize("p", SHAPES)
+@pytest.mark.parametrize("q", SHAPES)
 def test_every_pair_agrees_with_torch(q: str, p: str) -> None:
     first, second = random_gaussian(q, 1), random_gaussian(p, 2)
     torch.testing.assert_close(first.kl(second), kl_divergence(dense(first), dense(second)))
@@ -66,9 +69,16 @@ def test_every_pair_agrees_with_torch(q: str, p: str) -> None:
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(second.precision_diagonal(), diagonal)
     torch.testing.assert_close(second.root() @ second.root().mT, second.covariance())
+    torch.testing.assert_close(
+        second.covariance_product(theta[0]),
+        (second.covariance() @ theta[0].unsqueeze(-1)).squeeze(-1),
+    )
+    columns = second.precision_columns(second.covariance())
+    torch.testing.assert_close(columns, torch.eye(4).double().expand(3, 4, 4))
+    torch.testing.assert_close(second.log_det(), torch.logdet(second.covariance()))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SHAPES)
 def test_draws_have_the_covariance_within_four_standard_errors(form: str) -> None:
     gaussian = random_gaussian(form, 4)[0]
     n = 200_000
@@ -106,7 +116,7 @@ def test_closed_form_prior_is_the_minimum_of_the_summed_kl(form: str) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), form=st.sampled_from(FORMS))
+@given(seed=st.integers(0, 10_000), form=st.sampled_from(SHAPES))
 def test_kl_is_positive_and_unchanged_by_a_linear_map(seed: int, form: str) -> None:
     q, p = random_gaussian(form, seed), random_gaussian("full", seed + 1)
     assert (q.kl(p) > 0).all()
@@ -126,3 +136,82 @@ def test_a_singular_covariance_keeps_its_zero_direction() -> None:
 def test_an_unknown_form_is_refused_with_the_list(text: str) -> None:
     with pytest.raises(InputError, match=r"isotropic.*lowrank\(r\).*full"):
         Prior(text)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_derived_gaussians_are_those_of_the_dense_one(form: str) -> None:
+    gaussian = random_gaussian(form, 10)
+    covariance = gaussian.covariance()
+    torch.testing.assert_close(gaussian.variance(), covariance.diagonal(dim1=-2, dim2=-1))
+    scale = torch.tensor([0.5, 2.0, 3.0, 0.1]).double()
+    spread = torch.diag(scale)
+    torch.testing.assert_close(gaussian.rescaled(scale).covariance(), spread @ covariance @ spread)
+    matrix = torch.randn(2, 4, generator=torch.Generator().manual_seed(11)).double()
+    torch.testing.assert_close(gaussian.linear(matrix).covariance(), matrix @ covariance @ matrix.T)
+    torch.testing.assert_close(gaussian[1].covariance(), covariance[1])
+    torch.testing.assert_close(gaussian.map(torch.flipud).covariance(), covariance.flipud())
+    size = gaussian.sd().unsqueeze(-1)
+    torch.testing.assert_close(gaussian.correlation(), covariance / size / size.mT)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_a_draw_is_the_mean_plus_a_root_of_the_covariance_times_the_noise(form: str) -> None:
+    gaussian = random_gaussian(form, 12)
+    k = gaussian.noise_dim
+    units = torch.eye(k).double().unsqueeze(1).expand(k, 3, k)
+    root = (gaussian.transform(units) - gaussian.mean).movedim(0, -1)
+    torch.testing.assert_close(root @ root.mT, gaussian.covariance())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4, 9])
+def test_a_precision_root_gives_the_inverse_of_that_precision(rank: int) -> None:
+    generator = torch.Generator().manual_seed(13)
+    mean = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    precision = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()  # one for all tasks
+    root = torch.randn(3, 4, rank, generator=generator, dtype=torch.float64)
+    if rank > 1:
+        root[0, :, 1:] = 0  # padding rows
+        root[1] = 0  # a task without data
+    posterior = Gaussian.from_precision_root(mean, precision, root)
+    dense_precision = torch.diag(precision) + root @ root.mT
+    torch.testing.assert_close(posterior.covariance(), torch.linalg.inv(dense_precision))
+    theta = mean + 1
+    torch.testing.assert_close(
+        posterior.precision_product(theta), (dense_precision @ theta.unsqueeze(-1)).squeeze(-1)
+    )
+    assert posterior.kl(posterior).abs().max() < 1e-12
+    assert posterior.noise_dim == 4
+    draws = posterior.sample(5, generator)
+    torch.testing.assert_close(posterior.log_prob(draws), dense(posterior).log_prob(draws))
+
+
+def test_a_precision_root_is_differentiable_where_rows_are_padding() -> None:
+    # The eigenvalues are then equal, and an eigendecomposition's derivative is NaN.
+    mean, root = torch.zeros(2, 3).double(), torch.ones(2, 3, 4).double()
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(14)).double()
+    mask = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]]).double()[:, None]
+
+    def parts(precision: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        posterior = Gaussian.from_precision_root(mean, precision, root * mask)
+        return posterior.transform(noise[None]), posterior.log_det(), posterior.variance()
+
+    inputs = (torch.ones(3).double().requires_grad_(), root.requires_grad_())
+    assert torch.autograd.gradcheck(parts, inputs)
+
+
+def test_a_posterior_used_up_by_rounding_is_nan_in_that_task_alone() -> None:
+    root = torch.tensor([[[1.0]], [[1e12]]]).double()
+    one = torch.ones(2, 1).double()
+    posterior = Gaussian.from_precision_root(one, one, root)
+    assert posterior.log_det().isnan().tolist() == [False, True]
+    torch.testing.assert_close(posterior.variance(), torch.tensor([[0.5], [0.0]]).double())
+
+
+def test_a_point_has_no_covariance_to_multiply_by() -> None:
+    assert (Gaussian(torch.ones(2, 3)).covariance_product(torch.ones(2, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("sign", [-1, 0, 2])
+def test_a_sign_that_means_nothing_is_refused(sign: int) -> None:
+    with pytest.raises(InputError, match="sign is 1, or -1 together with a diagonal"):
+        Gaussian(torch.zeros(2), None, torch.eye(2), sign=sign)
