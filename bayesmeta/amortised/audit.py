@@ -6,7 +6,7 @@ Q_i: every step of the algorithm recorded.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from bayesmeta.gradients.pathwise import Unrolled
 from bayesmeta.gradients.rule import Params
 from bayesmeta.inner.newton import Newton
 from bayesmeta.method import Method
-from bayesmeta.posteriors.proximal import Proximal
+from bayesmeta.objective import Validation
+from bayesmeta.posteriors.proximal import Proximal, dense_precision
 from bayesmeta.tasks import TaskBatch
 
 NEWTON_STEPS = 100
+BOUND_LIMIT = 500
 
 
 def exact(method: Method, dim: int) -> Method:
@@ -35,6 +37,22 @@ def exact(method: Method, dim: int) -> Method:
     return replace(method, inner=inner, gradient=Implicit("cholesky", curvature="hessian"))
 
 
+@dataclass(frozen=True)
+class Audit:
+    """How far one task's meta-gradient in θ₀ is from the exact one, both over ‖g_exact‖.
+
+    Args:
+        error: ‖g − g_exact‖.
+        bound: what Lemma 3 of Rajeswaran et al. (2019) allows, (‖Λ‖ L / μ) δ + δ′, with L the
+            largest curvature of the query loss, μ the smallest of the anchored loss, δ = ‖θ − θ*‖
+            and δ′ the error of the linear solve; None unless both losses are quadratic (the
+            lemma's ρ is 0 there, and unknown elsewhere) and M is the query loss.
+    """
+
+    error: float
+    bound: float | None
+
+
 def audited(
     step: MetaStep,
     params: Params,
@@ -43,18 +61,55 @@ def audited(
     noise: Tensor,
     outcome: Outcome,
     count: int,
-) -> list[float]:
-    """‖g_i − g_exact,i‖ / ‖g_exact,i‖ in θ₀, of the first `count` tasks."""
+) -> list[Audit]:
+    """The audit of the first `count` tasks."""
 
     def first(batch: TaskBatch) -> TaskBatch:
         mask = None if batch.mask is None else batch.mask[:count]
         tensors = {k: v[:count] for k, v in batch.tensors.items()}
         return TaskBatch(tensors, mask, batch.index[:count])
 
+    support, query = first(support), first(query)
     few = params | {"anchor": tree_map(lambda t: t[:count], params["anchor"])}
     reference = step.using(exact(step.method, step.model.dim))
-    answer = reference(few, first(support), first(query), noise[:, :count])
+    answer = reference(few, support, query, noise[:, :count])
     mine = outcome.gradients["anchor"]["mean"][:count]
     right = answer.gradients["anchor"]["mean"]
     size = torch.linalg.vector_norm(right, dim=-1)
-    return (torch.linalg.vector_norm(mine - right, dim=-1) / size).tolist()
+    errors = torch.linalg.vector_norm(mine - right, dim=-1) / size
+    limits = _bounds(step, few, support, query, outcome.adapted.theta[:count], answer, mine)
+    bounds = [None] * count if limits is None else (limits / size).tolist()
+    return [Audit(e, b) for e, b in zip(errors.tolist(), bounds, strict=True)]
+
+
+def _bounds(
+    step: MetaStep,
+    params: Params,
+    support: TaskBatch,
+    query: TaskBatch,
+    theta: Tensor,
+    answer: Outcome,
+    mine: Tensor,
+) -> Tensor | None:
+    """(task,) Lemma 3's right-hand side, where its constants are known."""
+    method, dim = step.method, theta.shape[-1]
+    validation = isinstance(method.objective, Validation) and method.posterior.form.name == "point"
+    if not (validation and isinstance(method.posterior, Proximal) and dim <= BOUND_LIMIT):
+        return None
+    inner = step.build(support)(params)
+    outer = replace(inner, batch=query, anchor=None)
+    curvatures = [
+        [p.curvature(at, "hessian").dense(at) for at in (theta, inner.start)]
+        for p in (inner, outer)
+    ]
+    if not all(torch.allclose(here, there, rtol=1e-6) for here, there in curvatures):
+        return None
+    precision = dense_precision(inner)
+    matrix = curvatures[0][0] + precision
+    smallest = torch.linalg.eigvalsh(matrix)[:, 0]
+    smooth = torch.linalg.eigvalsh(curvatures[1][0])[:, -1]
+    slope = outer.gradient(theta).unsqueeze(-1)
+    solved = (precision @ torch.linalg.solve(matrix, slope)).squeeze(-1)
+    rest = torch.linalg.vector_norm(mine - solved, dim=-1)
+    away = torch.linalg.vector_norm(theta - answer.adapted.theta, dim=-1)
+    return torch.linalg.matrix_norm(precision, 2) * smooth / smallest * away + rest

@@ -100,9 +100,9 @@ def meta_gradient(
     result = _assembled(outcome, step.method, family)
     if audit:
         count = min(3 if audit is True else int(audit), len(family))
-        errors = audited(step, params, support, seen, noise, outcome, count)
-        named = dict(zip(family.names, errors, strict=False))
-        result = replace(result, report=replace(result.report, errors=named))
+        found = audited(step, params, support, seen, noise, outcome, count)
+        named = dict(zip(family.names, found, strict=False))
+        result = replace(result, report=replace(result.report, audits=named))
     return result
 
 

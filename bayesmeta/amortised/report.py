@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bayesmeta.amortised.audit import Audit
 from bayesmeta.amortised.step import Outcome
 from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
@@ -34,8 +35,8 @@ class Report:
         negative_curvature: (task,) the linear solve met it and stopped there.
         result: (task,) how the task ended, the worst thing first.
         curvature: of the system solved: "hessian", "ggn", or None.
-        errors: (task name → ‖g − g_exact‖ / ‖g_exact‖), of the tasks that were audited.
         names: of the tasks.
+        audits: by name, of the tasks that were compared with the exact answer.
     """
 
     stationarity: Tensor
@@ -47,7 +48,7 @@ class Report:
     result: list[Result]
     curvature: str | None
     names: tuple[str, ...]
-    errors: dict[str, float] = field(default_factory=dict)
+    audits: dict[str, Audit] = field(default_factory=dict)
 
     @classmethod
     def of(cls, outcome: Outcome, method: Method, names: tuple[str, ...]) -> Report:
@@ -85,8 +86,9 @@ class Report:
             f"{_range(self.solve_steps)}, negative curvature in "
             f"{int(self.negative_curvature.sum())} tasks",
         ]
-        for name, error in self.errors.items():
-            lines.append(f"audit: task {name}: relative error {error:.2g} of the exact gradient")
+        for name, audit in self.audits.items():
+            limit = "" if audit.bound is None else f" (at most {audit.bound:.2g} by Lemma 3)"
+            lines.append(f"audit: task {name}: relative error {audit.error:.2g}{limit}")
         return "\n".join(lines)
 
 
@@ -100,7 +102,7 @@ def stationary(residual: Tensor, pull: Tensor, tolerance: float) -> Tensor:
 
 def results(outcome: Outcome, method: Method) -> list[Result]:
     """(task,) the worst thing that happened to each task."""
-    adapted, solved, rule = outcome.adapted, outcome.solved, method.gradient
+    solved, rule = outcome.solved, method.gradient
     assert method.inner is not None
     code = adapted_code(outcome, method)
     if isinstance(rule, Implicit):
@@ -111,7 +113,7 @@ def results(outcome: Outcome, method: Method) -> list[Result]:
     finite = outcome.values.isfinite() & outcome.gradients["anchor"]["mean"].isfinite().all(-1)
     code = torch.where(finite, code, CODE[Result.nonfinite])
     members = list(Result)
-    return [members[c] for c in torch.where(adapted.theta.isfinite().all(-1), code, code).tolist()]
+    return [members[c] for c in code.tolist()]
 
 
 def adapted_code(outcome: Outcome, method: Method) -> Tensor:

@@ -69,7 +69,7 @@ class Proximal:
             root = curvature.root()
             whole = Gaussian.from_precision_root(theta, 1 / anchor.diagonal, root)
         else:
-            whole = Gaussian(theta, None, _inverse_root(curvature.dense(theta) + _dense(problem)))
+            whole = Gaussian(theta, None, _inverse_root(curvature.dense(theta) + dense_precision(problem)))
         if self.form.name == "diagonal":
             return Gaussian(theta, whole.variance())
         return whole
@@ -88,10 +88,10 @@ def log_volume(problem: InnerProblem, theta: Tensor, kind: str) -> Tensor:
         spread = vmap(anchor.covariance_product, in_dims=-1, out_dims=-1)(root)
         eye = torch.eye(root.shape[-1], dtype=theta.dtype, device=theta.device)
         return _half_log_det(eye + root.mT @ spread)
-    return _half_log_det(curvature.dense(theta) + _dense(problem)) + 0.5 * anchor.log_det()
+    return _half_log_det(curvature.dense(theta) + dense_precision(problem)) + 0.5 * anchor.log_det()
 
 
-def _dense(problem: InnerProblem) -> Tensor:
+def dense_precision(problem: InnerProblem) -> Tensor:
     """(task, dim, dim) Λ."""
     start = problem.start
     eye = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
