@@ -11,6 +11,7 @@ of Pinheiro & Bates (1995). û and P depend on θ₀, A and ψ, and the gradient
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,12 +27,13 @@ from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.joint import newton
 from bayesmeta.models import Model
 from bayesmeta.results import InputError, Result
-from bayesmeta.tasks import TaskBatch
+from bayesmeta.tasks import TaskBatch, TaskFamily
 
 NODE_DIM_LIMIT = 3
 STEPS = 100
 TOLERANCE = 1e-9
 FLAGGED = 1e-6
+CHUNK = 10_000_000  # numbers held at once
 Shared = dict[str, Tensor]
 
 
@@ -229,14 +231,7 @@ class Evidence:
         )
         mean = location[: len(root)] + state.point @ root.mT
         full = Gaussian(mean, None, triangular(spread.mT))
-        form = Form.parse(self.form)
-        if form.name == "full":
-            return full
-        if form.name == "diagonal":
-            return Gaussian(mean, full.variance())
-        return form.constrain(
-            form.unconstrain(full, self.tasks.model.blocks), self.tasks.model.blocks
-        )
+        return _projected(full, Form.parse(self.form), self.tasks.model.blocks)
 
     def results(
         self, location: Tensor, shared: Shared, root: Tensor, state: newton.Minimum
@@ -291,5 +286,103 @@ def _rule(points: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return grid, products.sum(-1)
 
 
+def _projected(full: Gaussian, form: Form, blocks: Tensor) -> Gaussian:
+    """The Gaussian of a form with the variances of `full`; a variance of 0 stays 0."""
+    if form.name == "full":
+        return full
+    variance = full.variance()
+    if form.name == "diagonal":
+        return Gaussian(full.mean, variance)
+    zero = variance == 0
+    lifted = Gaussian.from_covariance(
+        full.mean, full.covariance() + torch.diag_embed(zero.to(variance))
+    )
+    low = form.constrain(form.unconstrain(lifted, blocks), blocks)
+    assert low.diagonal is not None
+    return Gaussian(low.mean, torch.where(zero, 0.0, low.diagonal), low.factor)
+
+
 def _tolerance(like: Tensor) -> float:
     return max(TOLERANCE, 300 * torch.finfo(like.dtype).eps)
+
+
+def importance_evidence(
+    model: Model,
+    prior: Gaussian,
+    posteriors: Gaussian,
+    shared: Shared,
+    family: TaskFamily,
+    *,
+    draws: int,
+    generator: torch.Generator,
+    df: int | None = 8,
+) -> tuple[Tensor, Tensor]:
+    """log p(S_i) by importance sampling, the check of every approximation, and its standard error.
+
+        p(S_i) ≈ mean_s exp(−f_i(θ_s)) N(θ_s; θ₀, Σ₀) / q_i(θ_s),    θ_s ~ q_i
+
+    q_i has the place and shape of Q_i: a Student-t, whose tails keep the weights bounded, or, for
+    many weights, where the radius of a Student-t varies too much, Q_i itself.
+
+    Args:
+        model: f.
+        prior: N(θ₀, Σ₀); where it is singular everything happens on its support.
+        posteriors: Q_i, task axis first, not singular where the prior is not.
+        shared: ψ.
+        family: the tasks.
+        draws: of θ, per task.
+        generator: the randomness.
+        df: degrees of freedom of the Student-t; None draws from Q_i.
+
+    Returns:
+        (task,) nats, and (task,) the standard error of the estimate of log p, by the delta method.
+    """
+    prior, posteriors, back = _on_support(prior, posteriors)
+    batch, d = family.batch(), prior.dim
+    chunk = max(1, CHUNK // (posteriors.mean.numel() + 1))
+    parts = []
+    with torch.no_grad():
+        for first in range(0, draws, chunk):
+            n = min(chunk, draws - first)
+            z = posteriors.transform(_student(posteriors.noise(n, generator), df, generator))
+            q = _log_student(posteriors, z, df) if d else z.new_zeros(z.shape[:-1])
+            p = prior.log_prob(z) if d else torch.zeros_like(q)
+            parts.append(p - model.energies(back(z), batch, shared) - q)
+    log_weights = torch.cat(parts)
+    estimate = torch.logsumexp(log_weights, 0) - math.log(draws)
+    relative = (log_weights - estimate).exp()
+    return estimate, relative.std(0) / math.sqrt(draws)
+
+
+def _on_support(
+    prior: Gaussian, posteriors: Gaussian
+) -> tuple[Gaussian, Gaussian, Callable[[Tensor], Tensor]]:
+    """Prior and Q_i in coordinates of the prior's support, and the way back to θ."""
+    if bool(prior.sd().min() > 0) and bool(prior.log_det() > -torch.inf):
+        return prior, posteriors, lambda z: z
+    left, values, _ = torch.linalg.svd(prior.root(), full_matrices=False)
+    kept = values > 1e-10 * values.max().clamp(min=torch.finfo(values.dtype).tiny)
+    root = left[:, kept] * values[kept]
+    inverse = left[:, kept].mT / values[kept][:, None]
+    inside = posteriors.linear(inverse, -inverse @ prior.mean)
+    standard = Gaussian(root.new_zeros(root.shape[1]), root.new_ones(root.shape[1]))
+    return standard, inside, lambda z: prior.mean + z @ root.mT
+
+
+def _student(noise: Tensor, df: int | None, generator: torch.Generator) -> Tensor:
+    """Standard normal draws (draw, task, k) made multivariate t, one radius for each vector."""
+    if df is None:
+        return noise
+    shape = (*noise.shape[:-1], df)
+    normal = torch.randn(shape, generator=generator, dtype=noise.dtype, device=generator.device)
+    return noise * (df / normal.square().sum(-1, keepdim=True)).sqrt().to(noise.device)
+
+
+def _log_student(law: Gaussian, z: Tensor, df: int | None) -> Tensor:
+    """(draw, task) log-density of the multivariate t with the place and shape of `law`."""
+    if df is None:
+        return law.log_prob(z)
+    d = law.dim
+    constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - 0.5 * d * math.log(df * math.pi)
+    tail = 0.5 * (df + d) * torch.log1p(2 * law.quadratic(z) / df)
+    return constant - 0.5 * law.log_det() - tail

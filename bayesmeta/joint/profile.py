@@ -23,7 +23,7 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.expected_newton import State
 from bayesmeta.joint import coordinates, newton
 from bayesmeta.joint.coordinates import SHAPES, Coordinates
-from bayesmeta.joint.evidence import Evidence, GeneralTasks, LinearTasks
+from bayesmeta.joint.evidence import STEPS, Evidence, GeneralTasks, LinearTasks
 from bayesmeta.joint.expected import Bound
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
 from bayesmeta.method import Method, with_curvature
@@ -93,7 +93,8 @@ def _tasks(
     posterior, objective = with_curvature(method, canonical).posterior, method.objective
     assert isinstance(posterior, Proximal)
     assert isinstance(objective, EvidenceObjective)
-    return Evidence(view, objective.points, posterior.curvature, posterior.covariance)
+    steps = getattr(method.inner, "steps", STEPS)
+    return Evidence(view, objective.points, posterior.curvature, posterior.covariance, steps)
 
 
 def _design(model: Model, family: TaskFamily) -> tuple[Tensor, Tensor] | None:
