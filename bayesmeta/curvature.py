@@ -135,13 +135,11 @@ def _positive_root(weight: Tensor) -> Tensor:
     probabilities), and unlike a plain Cholesky factor at the zero pivots that a softmax (whose W is
     singular) and padding always have.
     """
-    slack = 8 * torch.finfo(weight.dtype).eps
-    least = slack * weight.diagonal(dim1=-2, dim2=-1)
     classes = torch.arange(weight.shape[-1], device=weight.device)
     columns = []
     for j in range(weight.shape[-1]):
         pivot = weight[..., j, j]
-        positive = (pivot > 0) & (pivot >= least[..., j])
+        positive = pivot > 0
         scale = torch.where(positive, pivot, 1.0).sqrt()
         column = torch.where(positive.unsqueeze(-1), weight[..., j] / scale.unsqueeze(-1), 0.0)
         column = torch.where(classes >= j, column, 0.0)

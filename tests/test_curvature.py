@@ -309,3 +309,16 @@ def test_a_task_that_is_not_finite_harms_no_other() -> None:
     got = case.gauss_newton().dense(case.theta)
     assert got[1].isnan().any()
     torch.testing.assert_close(got[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0])
+def test_probabilities_of_any_size_lose_no_digits_in_the_root(scale: float) -> None:
+    logits = scale * normal(14, 1, 500, CLASSES)
+    curvature = gauss_newton(
+        lambda t: t.reshape(logits.shape), lambda e: -e.log_softmax(-1)[..., 0], logits.flatten(1)
+    )
+    p = logits.softmax(-1)[0]
+    v = normal(15, 500, CLASSES)
+    expected = p * v - p * (p * v).sum(-1, keepdim=True)  # (diag(p) − p pᵀ) v
+    got = curvature.product(v.reshape(1, -1)).reshape(500, CLASSES)
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-13)

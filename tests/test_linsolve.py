@@ -128,6 +128,7 @@ def test_running_on_after_convergence_changes_nothing(tolerance: float) -> None:
     further = cg(by(matrix), b, steps=400, tolerance=tolerance)
     assert torch.equal(there.value, further.value)
     assert further.residual.max() < 1e-9 and not further.negative.any()
+    assert torch.equal(there.steps, further.steps) and further.steps.max() < 4 * DIM
     assert further.residual[1] == 0 and further.steps[1] == 0 and (further.value[1] == 0).all()
 
 
