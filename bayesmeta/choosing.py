@@ -17,9 +17,7 @@ from bayesmeta.tasks import TaskFamily
 LARGEST_TABLE = 5e8
 
 
-def default_prior(
-    prior: Prior | None, method: Method, model: Model, family: TaskFamily
-) -> Prior:
+def default_prior(prior: Prior | None, method: Method, model: Model, family: TaskFamily) -> Prior:
     """The prior given, or the one that belongs to the method."""
     lam = getattr(method.posterior, "lam", None)
     if prior is not None:

@@ -13,7 +13,7 @@ from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
 from bayesmeta.inner.first_order import GradientDescent
-from bayesmeta.inner.newton import Newton, NewtonCG
+from bayesmeta.inner.newton import Kind, Newton, NewtonCG
 from bayesmeta.method import Method
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
@@ -96,9 +96,7 @@ def truncated_maml(
     return _method(Algorithmic(), inner, Truncated(last), Validation(support), options)
 
 
-def fomaml(
-    *, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **options: Any
-) -> Method:
+def fomaml(*, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **options: Any) -> Method:
     """First-order MAML: ∂θ_T/∂θ₀ taken as I (Finn et al. 2017, section 5.2).
 
     Args:
@@ -133,7 +131,7 @@ def imaml(
     cg_steps: int = 5,
     tolerance: float = 0.0,
     support: Support = 0.5,
-    curvature: str = "auto",
+    curvature: Kind = "auto",
     **options: Any,
 ) -> Method:
     """iMAML by gradient descent: the loss of a query set at the minimum of the anchored loss.
@@ -166,7 +164,7 @@ def imaml_hf(
     cg_steps: int = 5,
     tolerance: float = 0.0,
     support: Support = 0.5,
-    curvature: str = "auto",
+    curvature: Kind = "auto",
     **options: Any,
 ) -> Method:
     """iMAML, Hessian-free: adaptation by Newton-CG with a line search (Rajeswaran et al. 2019, 4.2).
@@ -176,7 +174,7 @@ def imaml_hf(
         newton_cg_steps: conjugate gradient steps for each direction.
         lam, cg_steps, tolerance, support, curvature, **options: as in `imaml`.
     """
-    inner = NewtonCG(steps, newton_cg_steps, tolerance=tolerance)
+    inner = NewtonCG(steps, newton_cg_steps, curvature=curvature, tolerance=tolerance)
     rule = Implicit(steps=cg_steps, curvature=curvature)
     return _method(Proximal(lam=lam), inner, rule, Validation(support), options)
 
@@ -189,7 +187,7 @@ def variational_imaml(
     lam: float | None = None,
     cg_steps: int = 5,
     tolerance: float = 0.0,
-    curvature: str = "auto",
+    curvature: Kind = "auto",
     **options: Any,
 ) -> Method:
     """Variational iMAML: the anchored loss itself, no query set.
@@ -214,7 +212,7 @@ def variational_imaml(
 def laplace(
     *,
     covariance: str = "full",
-    curvature: str = "auto",
+    curvature: Kind = "auto",
     points: int = 1,
     steps: int = 50,
     **options: Any,

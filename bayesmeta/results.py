@@ -23,7 +23,9 @@ class Result(Enum):
         "the log-likelihood curves the wrong way under this posterior: raise the prior's "
         'precision, or use covariance="diagonal"'
     )
-    diverged = "diverged: its steps grew out of all bounds: lower lr=, or search it (backtracking=True)"
+    diverged = (
+        "diverged: its steps grew out of all bounds: lower lr=, or search it (backtracking=True)"
+    )
     not_stationary = (
         "was not solved: ‖∇f + Λ(θ − θ₀)‖ is above the tolerance, and an implicit gradient there "
         "is that of another function: raise steps=, change lr=, or adapt by Newton-CG"

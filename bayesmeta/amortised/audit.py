@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bayesmeta.amortised.step import MetaStep, Outcome
-from bayesmeta.gradients.implicit import DENSE_LIMIT, Implicit
+from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import Unrolled
 from bayesmeta.gradients.rule import Params
+from bayesmeta.inner.dense import DENSE_LIMIT
 from bayesmeta.inner.newton import Newton
 from bayesmeta.method import Method
 from bayesmeta.objective import Validation
-from bayesmeta.posteriors.proximal import Proximal, dense_precision
+from bayesmeta.posteriors.proximal import Proximal
 from bayesmeta.tasks import TaskBatch
 
 NEWTON_STEPS = 100
@@ -104,7 +105,7 @@ def _bounds(
     ]
     if not all(torch.allclose(here, there, rtol=1e-6) for here, there in curvatures):
         return None
-    precision = dense_precision(inner)
+    precision = inner.precision_matrix()
     matrix = curvatures[0][0] + precision
     smallest = torch.linalg.eigvalsh(matrix)[:, 0]
     smooth = torch.linalg.eigvalsh(curvatures[1][0])[:, -1]

@@ -233,9 +233,7 @@ def _valued(
         both, values = (family.batch(), family.batch()), nothing
     else:
         values = None
-    noise = step.noise(
-        len(family), problem.model.dim, params["anchor"]["mean"], problem.generator
-    )
+    noise = step.noise(len(family), problem.model.dim, params["anchor"]["mean"], problem.generator)
     outcome = step(params, *both, noise)
     report = Report.of(outcome, step.method, family.names)
     return (outcome.values if values is None else values.to(outcome.values)), report.result
@@ -248,5 +246,3 @@ def _joined(parts: list[Gaussian]) -> Gaussian:
     mean, diagonal, factor = (None if c[0] is None else torch.cat(c) for c in columns)
     assert mean is not None
     return Gaussian(mean, diagonal, factor, sign=parts[0].sign)
-
-

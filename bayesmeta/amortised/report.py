@@ -121,8 +121,8 @@ def adapted_code(outcome: Outcome, method: Method) -> Tensor:
     assert method.inner is not None
     code = outcome.adapted.result
     unfinished = code == CODE[Result.max_steps]
-    if not isinstance(method.posterior, Proximal):
-        # A fixed number of steps is what such a method asks for.
+    if method.gradient.needs_path or not isinstance(method.posterior, Proximal):
+        # A fixed number of steps is what such a method asks for, and differentiates.
         wanted = unfinished & (method.inner.tolerance == 0)
         return torch.where(wanted, CODE[Result.converged], code)
     if not isinstance(method.gradient, Implicit | Direct):

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vjp
 
-from bayesmeta.curvature import Curvature
 from bayesmeta.gradients.rule import Build, Params, Pullback, Solved
+from bayesmeta.inner.dense import factor_solve
 from bayesmeta.inner.loop import Adapted, Algorithm, adapt
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.linsolve import Solution, cg, cholesky, neumann
 from bayesmeta.results import InputError
 
 SOLVERS = ("cg", "neumann", "cholesky")
-DENSE_LIMIT = 2000
 
 
 @dataclass(frozen=True)
@@ -92,33 +91,8 @@ class Implicit:
                 precondition=prior,
                 metric=problem.precision_product,
             )
-        return self._directly(problem, curvature, v)
-
-    def _directly(self, problem: InnerProblem, curvature: Curvature, v: Tensor) -> Solution:
-        root = None if curvature.root is None or self.damping else curvature.root()
-        if root is not None and root.shape[-1] < root.shape[-2]:
-            return _in_row_space(problem, root, v)
-        if v.shape[-1] > DENSE_LIMIT:
-            raise InputError(
-                f'solver="cholesky" would need a dense {v.shape[-1]} × {v.shape[-1]} matrix per '
-                'task: use solver="cg", or curvature="ggn" with fewer rows than weights'
-            )
+        if self.damping == 0:
+            return factor_solve(problem, curvature, v)
         eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-        columns = vmap(problem.precision_product, in_dims=-1, out_dims=-1)
-        precision = columns(eye.expand(len(v), *eye.shape))
-        return cholesky(curvature.dense(v) + precision + self.damping * eye, v)
-
-
-def _in_row_space(problem: InnerProblem, root: Tensor, v: Tensor) -> Solution:
-    """(Λ + R Rᵀ)⁻¹ v = Σ₀v − Σ₀R (I + RᵀΣ₀R)⁻¹ RᵀΣ₀v."""
-    spread = vmap(problem.covariance_product, in_dims=-1, out_dims=-1)(root)
-    eye = torch.eye(root.shape[-1], dtype=v.dtype, device=v.device)
-    start = problem.covariance_product(v)
-    inside = torch.linalg.cholesky(eye + root.mT @ spread)
-    weights = torch.cholesky_solve(root.mT @ start.unsqueeze(-1), inside)
-    u = start - (spread @ weights).squeeze(-1)
-    back = (root @ (root.mT @ u.unsqueeze(-1))).squeeze(-1) + problem.precision_product(u)
-    size = v.norm(dim=-1)
-    residual = (v - back).norm(dim=-1) / torch.where(size > 0, size, 1.0)
-    steps = torch.zeros_like(residual).long()
-    return Solution(u, residual, steps, steps.bool())
+        matrix = curvature.dense(v) + problem.precision_matrix() + self.damping * eye
+        return cholesky(matrix, v)

@@ -1,8 +1,8 @@
 """Derivatives through the inner algorithm's own path θ₀ → θ₁ → … → θ_T.
 
-    Unrolled       vᵀ ∂θ_T/∂(θ₀, Σ₀, ψ), every step recorded
-    Truncated(k)   the last k steps recorded; at the cut ∂θ_{T−k}/∂θ₀ = I
-    FirstOrder     ∂θ_T/∂θ₀ = I, nothing else moves: Truncated(0)
+Unrolled       vᵀ ∂θ_T/∂(θ₀, Σ₀, ψ), every step recorded
+Truncated(k)   the last k steps recorded; at the cut ∂θ_{T−k}/∂θ₀ = I
+FirstOrder     ∂θ_T/∂θ₀ = I, nothing else moves: Truncated(0)
 """
 
 from __future__ import annotations

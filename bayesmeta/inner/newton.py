@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bayesmeta.inner.dense import factor_solve
 from bayesmeta.inner.first_order import rounding
 from bayesmeta.inner.loop import Algorithm, check_limits
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.linsolve import cg, cholesky
 from bayesmeta.results import InputError
 
-Kind = Literal["hessian", "ggn"]
+Kind = Literal["auto", "hessian", "ggn"]
 HALVINGS = 8
 ARMIJO = 1e-4
 RIDGES = (0.0, 1e-3, 1e-2, 1e-1, 2.0)
@@ -81,7 +82,8 @@ class NewtonCG:
     Args:
         steps: Newton steps, at most.
         cg_steps: products with A per step.
-        curvature: "hessian", or "ggn" for the Gauss-Newton matrix (needs a likelihood).
+        curvature: "hessian", "ggn" for the Gauss-Newton matrix (needs a likelihood), or "auto",
+            which a method decides by its model.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
 
     References:
@@ -130,7 +132,8 @@ class Newton:
 
     Args:
         steps: at most so many.
-        curvature: "hessian", or "ggn" for the Gauss-Newton matrix (needs a likelihood).
+        curvature: "hessian", "ggn" for the Gauss-Newton matrix (needs a likelihood), or "auto",
+            which a method decides by its model.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
 
     References:
@@ -151,8 +154,13 @@ class Newton:
     def step(
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        lower = _ridged(_dense(problem, theta, self.curvature))
-        direction = -torch.cholesky_solve(gradient.unsqueeze(-1), lower).squeeze(-1)
+        if self.curvature == "ggn" and problem.anchor is not None:
+            # Positive definite by itself, and cheap where a task has fewer rows than weights.
+            direction = -factor_solve(problem, problem.curvature(theta, "ggn"), gradient).value
+        else:
+            curvature = problem.curvature(theta, self.curvature).dense(theta)
+            lower = _ridged(curvature + problem.precision_matrix())
+            direction = -torch.cholesky_solve(gradient.unsqueeze(-1), lower).squeeze(-1)
         return line_search(problem, theta, gradient, downhill(problem, gradient, direction), state)
 
 
@@ -183,16 +191,12 @@ class Exact:
     def step(
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
-        return theta + cholesky(_dense(problem, theta, "hessian"), -gradient).value, state
+        return theta + cholesky(_dense(problem, theta), -gradient).value, state
 
 
-def _dense(problem: InnerProblem, theta: Tensor, kind: Kind) -> Tensor:
+def _dense(problem: InnerProblem, theta: Tensor) -> Tensor:
     """(task, dim, dim) A = H + Λ at θ."""
-    matrix = problem.curvature(theta, kind).dense(theta)
-    if problem.anchor is None:
-        return matrix
-    eye = torch.eye(theta.shape[-1], dtype=theta.dtype, device=theta.device)
-    return matrix + problem.anchor.precision_columns(eye)
+    return problem.curvature(theta, "hessian").dense(theta) + problem.precision_matrix()
 
 
 def _ridged(matrix: Tensor) -> Tensor:
@@ -208,7 +212,7 @@ def _ridged(matrix: Tensor) -> Tensor:
 
 def _check(algorithm: Algorithm, curvature: str) -> None:
     check_limits(algorithm)
-    if curvature not in ("hessian", "ggn"):
+    if curvature not in ("auto", "hessian", "ggn"):
         raise InputError(
-            f'{type(algorithm).__name__}(curvature={curvature!r}): give "hessian" or "ggn"'
+            f'{type(algorithm).__name__}(curvature={curvature!r}): give "auto", "hessian" or "ggn"'
         )

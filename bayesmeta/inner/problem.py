@@ -68,6 +68,14 @@ class InnerProblem:
         """(task, dim) Λ v; 0 without an anchor."""
         return torch.zeros_like(v) if self.anchor is None else self.anchor.precision_product(v)
 
+    def precision_matrix(self) -> Tensor:
+        """(task, dim, dim) Λ, dense; 0 without an anchor."""
+        start = self.start
+        eye = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+        if self.anchor is None:
+            return torch.zeros_like(eye).expand(len(start), *eye.shape)
+        return self.anchor.precision_columns(eye).expand(len(start), *eye.shape)
+
     def covariance_product(self, v: Tensor) -> Tensor:
         """(task, dim) Σ₀ v; v without an anchor."""
         return v if self.anchor is None else self.anchor.covariance_product(v)
@@ -78,7 +86,7 @@ class InnerProblem:
         Raises:
             InputError: the model has no likelihood, which the Gauss-Newton matrix needs.
         """
-        if kind == "hessian":
+        if kind != "ggn":
             return hessian(lambda t: grad(lambda s: self.energy(s).sum())(t), theta)
         if self.model.likelihood is None:
             raise InputError(

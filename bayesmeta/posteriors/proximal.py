@@ -69,7 +69,9 @@ class Proximal:
             root = curvature.root()
             whole = Gaussian.from_precision_root(theta, 1 / anchor.diagonal, root)
         else:
-            whole = Gaussian(theta, None, _inverse_root(curvature.dense(theta) + dense_precision(problem)))
+            whole = Gaussian(
+                theta, None, _inverse_root(curvature.dense(theta) + problem.precision_matrix())
+            )
         if self.form.name == "diagonal":
             return Gaussian(theta, whole.variance())
         return whole
@@ -88,15 +90,9 @@ def log_volume(problem: InnerProblem, theta: Tensor, kind: str) -> Tensor:
         spread = vmap(anchor.covariance_product, in_dims=-1, out_dims=-1)(root)
         eye = torch.eye(root.shape[-1], dtype=theta.dtype, device=theta.device)
         return _half_log_det(eye + root.mT @ spread)
-    return _half_log_det(curvature.dense(theta) + dense_precision(problem)) + 0.5 * anchor.log_det()
-
-
-def dense_precision(problem: InnerProblem) -> Tensor:
-    """(task, dim, dim) Λ."""
-    start = problem.start
-    eye = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
-    columns = vmap(problem.precision_product, in_dims=-1, out_dims=-1)
-    return columns(eye.expand(len(start), *eye.shape))
+    return (
+        _half_log_det(curvature.dense(theta) + problem.precision_matrix()) + 0.5 * anchor.log_det()
+    )
 
 
 def _half_log_det(matrix: Tensor) -> Tensor:
