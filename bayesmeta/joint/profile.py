@@ -123,7 +123,16 @@ class _Fit:
         constants = {k: v for k, v in model.shared.items() if not k.startswith("module.")}
         constants = {k: self.at.constants.get(k, v) for k, v in constants.items()}
         self.shared = {k: v.detach().clone().requires_grad_() for k, v in constants.items()}
+        self.moving = self._moving()
         self.state = self.tasks.begin(len(family), self.covariance_root().detach())
+
+    def _moving(self) -> list[Tensor]:
+        """The constants that M depends on: a noise sd does not enter where the rows have theirs."""
+        constants = [*self.shared.values()]
+        if not constants:
+            return []
+        slopes = torch.autograd.grad(self.pooled(), constants, allow_unused=True)
+        return [c for c, slope in zip(constants, slopes, strict=True) if slope is not None]
 
     def place(self) -> Tensor:
         """(θ₀, the module's ψ) in original coordinates; θ₀ held where the prior is."""
@@ -141,7 +150,7 @@ class _Fit:
     def parameters(self) -> list[Tensor]:
         learn, extra = self.problem.prior.learn, len(self.at.start) > self.problem.model.dim
         location = [self.location] if learn != "none" or extra else []
-        return location + [*self.shared.values()] + (self.root.parameters if learn == "all" else [])
+        return location + self.moving + (self.root.parameters if learn == "all" else [])
 
     def pooled(self) -> Tensor:
         """M with Σ₀ = 0: every task at θ₀."""
