@@ -23,9 +23,9 @@ def check_run(run: Path) -> dict[str, Any]:
         run: a run folder.
 
     Returns:
-        ok, whether no check asks for anything; findings, each with check, ok, sentence and the
-        tasks flagged; coverage of central predictive intervals by level, on the rows the fit has
-        seen, None where y has no order; notes; run.
+        ok, whether no check asks for anything; findings, each with check, ok, sentence, the tasks
+        flagged and, for the meta-gradient, details by task; coverage of central predictive
+        intervals by level, on the rows the fit has seen, None where y has no order; notes; run.
     """
     fitted = open_run(run)
     findings = check(fitted)
@@ -38,6 +38,7 @@ def check_run(run: Path) -> dict[str, Any]:
                 "sentence": finding.sentence,
                 "flagged": [{"task": flag.task, "why": flag.why} for flag in finding.flags],
             }
+            | ({} if finding.details is None else {"details": finding.details})
             for finding in findings
         ],
         "coverage": _coverage(fitted),

@@ -39,6 +39,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _methods() -> str:
+    """The methods by name, a line each, left as they are by the formatter of help texts."""
+    width = max(map(len, commands.METHODS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, about in commands.METHODS.items()]
+    return "\n".join(["\b", "Methods:", *lines])
+
+
 @app.callback()
 def top(
     version: Annotated[
@@ -51,7 +58,7 @@ def top(
     """
 
 
-@app.command()
+@app.command(epilog=_methods())
 @plainly
 def fit(
     data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="One row per observation.")],
@@ -70,21 +77,28 @@ def fit(
         ),
     ] = "gaussian",
     net: Annotated[str | None, typer.Option(help="A tanh network of these widths: 40,40")] = None,
-    method: Annotated[str, typer.Option(help="How to fit.")] = "joint",
+    method: Annotated[str, typer.Option(help="How to fit: one of those below.")] = "joint",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of the method, e.g. lam=0.5; repeat for more. A wrong name lists them all.",
+        ),
+    ] = None,
     covariance: Annotated[
         str | None,
         typer.Option(
             "--covariance",
             "--posterior",
-            help="Of each task's posterior: full, diagonal, lowrank(r), point. "
-            "Default: full, or diagonal for a network.",
+            help="Of each task's posterior: full, diagonal, lowrank(r), point. For joint, laplace "
+            "(default: full, or diagonal for a network) and variational_imaml (point).",
         ),
     ] = None,
     prior: Annotated[
         str | None,
         typer.Option(
-            help="Of the prior: full, diagonal, lowrank(r), block, isotropic. "
-            "Default: full, or diagonal for a network."
+            help="Of the prior: full, diagonal, lowrank(r), block, isotropic. Default, for joint "
+            "and laplace: full, or diagonal for a network; else the method's own."
         ),
     ] = None,
     hyperprior: Annotated[
@@ -98,7 +112,7 @@ def fit(
     standard_error: Annotated[
         str | None, typer.Option(help="Column of known standard errors of y.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Outer steps at most.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the outer loop, at most.")] = None,
     batch: Annotated[int | None, typer.Option(help="Tasks per step; all by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
@@ -112,8 +126,9 @@ def fit(
     """Fit a prior to the tasks of a CSV, and save it as a run folder."""
     columns = Columns(formula, task, _split(x), y, offset, exposure, standard_error, likelihood)
     choices = Choices(
-        _widths(net), method, covariance, prior, hyperprior, reml, steps, batch, seed, device
-    )
+        _widths(net), method, covariance, prior, hyperprior, reml, steps, batch, seed, device,
+        tuple(option or ()),
+    )  # fmt: skip
     run = out if out is not None else Path("runs") / data.stem
     with ProgressBar("fitting", hidden=quiet) as progress:
         fitted = commands.fit_table(

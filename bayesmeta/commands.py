@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from bayesmeta.atomic import refuse_existing, whole_file, whole_folder
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
+    from bayesmeta.method import Method
     from bayesmeta.models import Model
+    from bayesmeta.prior import Prior
     from bayesmeta.tasks import TableInfo, TaskFamily
 
 FIGURES = "spread, shrinkage, predictive, prior, trace or calibration"
 DATA = Path(__file__).parent / "data"
+METHODS = {
+    "joint": "prior and posteriors descend together; what lme4's lmer does, where that applies",
+    "laplace": "what lme4's glmer does",
+    "maml": "a start from which a few gradient steps do well on held-out rows",
+    "fomaml": "maml without second derivatives",
+    "truncated_maml": "maml, differentiated through its last steps only",
+    "reptile": "a start that moves towards where gradient descent from it ends",
+    "imaml": "as maml, each task solved to the end under its pull towards the prior",
+    "imaml_hf": "imaml, solved by Newton-CG",
+    "variational_imaml": "imaml without held-out rows",
+}
 Progress = Callable[[int, int, float], None]
 
 
@@ -91,12 +105,13 @@ class Choices:
     Args:
         net: hidden widths of a tanh network; none is the linear predictor.
         method: by name.
-        covariance: form of every Q_i; None leaves it to the number of weights.
+        covariance: form of every Q_i; None leaves it to the method and the number of weights.
         prior: form of Σ₀; None likewise.
         hyperprior: None or "boundary-avoiding".
         reml: integrate the prior mean and the shared coefficients out (exact fits only).
         steps, batch: None leaves them to the method.
         seed, device: of the fit.
+        options: "NAME=VALUE" each, keyword arguments of the method.
     """
 
     net: tuple[int, ...] = ()
@@ -109,6 +124,7 @@ class Choices:
     batch: int | None = None
     seed: int = 0
     device: str | None = None
+    options: Sequence[str] = ()
 
     def build(self, family: TaskFamily, likelihood: str) -> Model:
         from bayesmeta import likelihoods, models
@@ -125,27 +141,154 @@ class Choices:
 
     def run(self, family: TaskFamily, likelihood: str, progress: Progress) -> Fit:
         """Fit the family; everything the user can get wrong here is an InputError."""
-        from bayesmeta import methods
         from bayesmeta.fit import fit
-        from bayesmeta.prior import Prior
 
-        if self.method != "joint":
-            raise InputError(f"there is no method {self.method!r}: use joint")
+        known = method_options(self.method)
         model = self.build(family, likelihood)
-        form = methods.default_form(model.dim)
-        method = methods.joint(
-            covariance=self.covariance or form, steps=self.steps, batch=self.batch
-        )
+        method = self.made(known, model.dim)
         return fit(
             model,
             family,
             method=method,
-            prior=Prior(self.prior or form, hyperprior=self.hyperprior),
+            prior=self.chosen_prior(method, model, family),
             seed=self.seed,
             device=usable_device(self.device),
             callbacks=(progress,),
             reml=self.reml,
         )
+
+    def made(self, known: dict[str, Any], dim: int) -> Method:
+        """The method by name, with its options.
+
+        Args:
+            known: of `method_options`.
+            dim: number of adapted weights, which decides the default covariance.
+        """
+        from bayesmeta import methods
+
+        options = read_options(self.options, self.method, known)
+        outer = "steps" if self.method == "joint" else "outer_steps"
+        for name, value in (
+            ("covariance", self.covariance),
+            (outer, self.steps),
+            ("batch", self.batch),
+        ):
+            if value is None:
+                continue
+            flag = "--steps" if name == outer else f"--{name}"
+            if name not in known:
+                raise InputError(
+                    f"{self.method} has no posterior covariance, its posteriors are points: leave "
+                    f"{flag} out, or use joint, laplace or variational_imaml"
+                )
+            if name in options:
+                raise InputError(f"give either {flag} or --option {name}=, not both")
+            options[name] = value
+        make = getattr(methods, self.method)
+        own = inspect.signature(make).parameters.get("covariance")
+        if own is not None and own.default == "full":
+            options.setdefault("covariance", methods.default_form(dim))
+        return make(**options)
+
+    def chosen_prior(self, method: Method, model: Model, family: TaskFamily) -> Prior | None:
+        """The prior asked for; None leaves it to `fit`."""
+        from bayesmeta.choosing import default_prior
+        from bayesmeta.prior import Prior
+
+        if self.prior is not None:
+            return Prior(self.prior, hyperprior=self.hyperprior)
+        if self.hyperprior is None and self.method != "joint":
+            return None
+        usual = default_prior(None, method, model, family)
+        if usual.learn != "all" or usual.form.name == "point":
+            raise InputError(
+                f"{self.method} learns no prior covariance here, so there is none to keep off its "
+                "boundary: leave --hyperprior out"
+            )
+        return Prior(usual.form, hyperprior=self.hyperprior)
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Every option of a method, with the type of its value.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    from bayesmeta import methods
+    from bayesmeta.method import Method
+
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
+    make, joint = getattr(methods, name), name == "joint"
+    left_out = ("optimiser", "compile") if joint else ("warmup", "reset_every", "prior_update")
+    renamed = {} if joint else {"steps": "outer_steps", "lr": "outer_lr"}
+    outer = {
+        renamed.get(key, key): hint
+        for key, hint in get_type_hints(Method).items()
+        if key not in ("posterior", "inner", "gradient", "objective", *left_out)
+    }
+    hints, parameters = get_type_hints(make), inspect.signature(make).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY} | {
+        key: hint for key, hint in outer.items() if key not in hints
+    }
+
+
+def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> dict[str, Any]:
+    """The values of "NAME=VALUE" texts.
+
+    Args:
+        texts: as they were given.
+        method: its name, for errors.
+        known: type of every option the method has.
+
+    Raises:
+        InputError: no "=", a name that is not known or comes twice, or a value of another type.
+
+    Example:
+        >>> read_options(["lam=0.5", "steps=32"], "imaml", {"lam": float | None, "steps": int})
+        {'lam': 0.5, 'steps': 32}
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise InputError(f"--option wants NAME=VALUE, such as lr=0.01, not {text!r}")
+        if name not in known:
+            raise InputError(f"{method} has no option {name!r}; it has {', '.join(known)}")
+        if name in values:
+            raise InputError(f"--option {name}= is given twice: give it once")
+        values[name] = _value(value)
+        if not _fits(values[name], known[name]):
+            kinds = [WORDS[kind] for kind in get_args(known[name]) or (known[name],)]
+            raise InputError(f"--option {name}= wants {' or '.join(kinds)}, not {value!r}")
+    return values
+
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    type(None): "none",
+}
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, or the text itself."""
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = get_args(hint) or (hint,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def usable_device(name: str | None) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.adapting import adapt_tasks, vague_estimates
+from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
@@ -202,6 +203,28 @@ class Fit:
         Negative where joint descent found a better Q_i than a new start from θ₀ does.
         """
         return self.adapt(self.family).task_evidence - self.task_evidence
+
+    def meta_gradient(self, *, audit: int = 3, seed: int = 0) -> MetaGradient:
+        """The gradient of M at the fitted values, in internal units, by the method's own rule.
+
+        Where M is taken by quadrature this is that of Laplace's method. Query rows are split off at
+        random, also where the fit was given its query sets, which it does not keep.
+
+        Args:
+            audit: so many tasks are compared with the exact answer.
+            seed: of splits and draws.
+
+        Raises:
+            InputError: free Q_i, which are no function of θ₀, or a task with too few rows to split.
+        """
+        method = self.choices
+        if isinstance(method.objective, Evidence):
+            method = replace(method, objective=Evidence(points=1))
+        generator = torch.Generator().manual_seed(seed)
+        return meta_gradient(
+            self.model, self.fitted_prior, self.internal(self.family), method,
+            generator=generator, audit=audit,
+        )  # fmt: skip
 
     def no_pooling(self) -> Named:
         """Each task's estimate from its own rows alone (ψ held); NaN where they do not suffice."""

@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 MOST_COORDINATES = 20
 MOST_CORRELATIONS = 6
 MOST_ROWS = 30
+# What is not called an evidence, or not by the name of its kind.
+EVIDENCE = {
+    "laplace": ("Log evidence", "Laplace's method"),
+    "validation": ("Query rows", "their log-likelihood, no evidence"),
+    "penalised": ("Penalised", "log-likelihood under the prior's pull, no evidence"),
+}
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Five significant digits, with a true minus sign; an empty cell for what is not known.
 
     Example:
-        >>> number(251.40510485), number(-0.656136), number(float("nan"))
-        ('251.41', '−0.65614', '')
+        >>> number(251.40510485), number(-0.656136), number(float("nan")), number(None)
+        ('251.41', '−0.65614', '', '')
     """
-    return "" if value != value else f"{value:.5g}".replace("-", "−")
+    return "" if value is None or value != value else f"{value:.5g}".replace("-", "−")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -63,18 +69,16 @@ def fit_report(fit: Fit, run: Path) -> Group:
     known = fit.family.table
     data = f"{record['tasks']} tasks, {record['observations']} observations"
     head = f"{known.formula or known.response} · {data}" if known else data
-    evidence = f"{record['log_evidence']:.3f}".replace("-", "−")
     body: list[RenderableType] = [Text(head, style="bold"), Text(), _prior_table(fit, record)]
     if record["shared"]:
         body.append(_shared_table(record["shared"], fit.standard_errors))
     if record["noise"] is not None:
         body.append(Text(f"Noise sd      {number(record['noise'])}"))
     body += [
-        Text(f"Log evidence  {evidence} nats ({_evidence(fit)})"),
+        Text(_evidence(fit, record["log_evidence"])),
         Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),
     ]
-    flagged = [f"{flag['task']}: {flag['why']}" for flag in record["flagged"]]
-    body += sentences("Tasks that need a look", _shortened(flagged))
+    body += sentences("Tasks that need a look", _shortened(_by_sentence(record["flagged"])))
     body += sentences("Notes", fit.notes)
     body.append(Text(f"{number(record['seconds'])} s, saved in {run}"))
     return Group(*body)
@@ -86,7 +90,8 @@ def _prior_table(fit: Fit, record: Mapping[str, Any]) -> Table:
         return _prior_summary(record)
     errors = [fit.standard_errors.get(name, math.nan) for name in names]
     known = any(error == error for error in errors)
-    correlated = len(names) if 1 < len(names) <= MOST_CORRELATIONS else 1
+    spread = any(sd is not None for sd in record["prior_sd"].values())
+    correlated = len(names) if spread and 1 < len(names) <= MOST_CORRELATIONS else 1
     columns = ["Prior", "mean", *["s.e."] * known, "sd"]
     columns += ["correlation", *[""] * (correlated - 2)] * (correlated > 1)
     rows = []
@@ -105,11 +110,11 @@ def _correlation(record: Mapping[str, Any], i: int, j: int) -> str:
 
 def _prior_summary(record: Mapping[str, Any]) -> Table:
     """For a network: the weights' means and sds by their quantiles, not one by one."""
-    columns = [f"Prior of {len(record['theta0'])} weights"]
-    columns += ["least", "25 %", "median", "75 %", "most"]
     rows = []
     for label, values in (("mean", record["theta0"]), ("sd", record["prior_sd"])):
-        ordered = sorted(values.values())
+        ordered = sorted(value for value in values.values() if value is not None)
+        if not ordered:
+            continue
         places = [(len(ordered) - 1) * quarter // 4 for quarter in range(5)]
         rows.append([label, *(number(ordered[place]) for place in places)])
     columns = [
@@ -123,10 +128,15 @@ def _prior_summary(record: Mapping[str, Any]) -> Table:
     return table("", columns, rows)
 
 
-def _evidence(fit: Fit) -> str:
-    """What the evidence is, and the solver where that does not say it."""
+def _evidence(fit: Fit, nats: float | None) -> str:
+    """−M by what it is called, how it was computed, and the solver where that does not say it."""
     kind = fit.evidence_kind
-    return kind if fit.solver == "exact" else f"{kind}, {fit.solver} solver"
+    label, how = EVIDENCE.get(kind, ("Log evidence", kind))
+    if kind == "quadrature":
+        how = f"quadrature, {getattr(fit.choices.objective, 'points', '')} points a weight"
+    value = "not finite" if nats is None else f"{nats:.3f} nats".replace("-", "−")
+    solver = "" if fit.solver == "exact" else f", {fit.solver} solver"
+    return f"{label:<14}{value} ({how}{solver})"
 
 
 def _shared_table(shared: Mapping[str, Any], errors: Mapping[str, Any]) -> Table:
@@ -171,7 +181,7 @@ def check_report(checks: Mapping[str, Any]) -> Group:
     if checks["coverage"] is not None:
         shares = [f"{share:.1%} at {float(p):.0%}" for p, share in checks["coverage"].items()]
         drawn.add_row("coverage", "", f"{', '.join(shares)}, on rows the fit has seen")
-    lines = [f"{t['task']}: {t['why']}" for f in checks["findings"] for t in f["flagged"]]
+    lines = _by_sentence([flag for finding in checks["findings"] for flag in finding["flagged"]])
     body = sentences("Tasks that need a look", _shortened(lines))
     return Group(drawn, *body, *sentences("Notes", checks["notes"]))
 
@@ -185,6 +195,14 @@ def example_report(about: str, fit: Fit, run: Path, figures: Sequence[tuple[Path
     """One fit of the demonstration, with its figures."""
     drawn = [figure_report(path, caption) for path, caption in figures]
     return Group(Text(about, style="bold"), Text(), fit_report(fit, run), *drawn, Text())
+
+
+def _by_sentence(flags: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line per sentence, with the tasks of which it is said, each once."""
+    tasks: dict[str, dict[str, None]] = {}
+    for flag in flags:
+        tasks.setdefault(flag["why"], {})[flag["task"]] = None
+    return [f"{', '.join(names)}: {why}" for why, names in tasks.items()]
 
 
 def _shortened(lines: list[str]) -> list[str]:

@@ -11,13 +11,14 @@ from bayesmeta.diagnostics.calibration import (
     rank_uniformity,
     sbc_ranks,
 )
-from bayesmeta.diagnostics.checks import Finding, check
+from bayesmeta.diagnostics.checks import check
 from bayesmeta.diagnostics.convergence import (
     Khat,
     TraceConvergence,
     khat,
     trace_convergence,
 )
+from bayesmeta.diagnostics.findings import Finding
 
 __all__ = [
     "Finding",

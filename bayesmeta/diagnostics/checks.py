@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from bayesmeta.diagnostics.convergence import khat, trace_convergence
+from bayesmeta.diagnostics.findings import Finding, listed, named
+from bayesmeta.diagnostics.meta_gradients import meta_gradients
 from bayesmeta.fitted import Fit
+from bayesmeta.posteriors.free import Free
 from bayesmeta.results import Flag
 
 BOUNDARY = 1e-3  # prior sd over what the data of one task leave uncertain
 LARGEST_GAP = 1.0  # nats
-MOST_NAMED = 5
 DENSE_LIMIT = 500  # weights up to which the eigenvalues of Σ₀ are computed
 
 
@@ -20,25 +20,8 @@ DRAWS = 20_000
 NETWORK_DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Args:
-        check: "trace", "pareto_k", "tasks", "boundary" or "reachability".
-        ok: whether there is nothing to do.
-        sentence: what was found and, unless ok, what to try.
-        flags: the tasks it concerns, each with its own sentence.
-    """
-
-    check: str
-    ok: bool
-    sentence: str
-    flags: tuple[Flag, ...] = ()
-
-
 def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]:
-    """All checks of a fit, in the order trace, pareto_k, tasks, boundary, reachability.
+    """All checks of a fit: trace, pareto_k, tasks, boundary, reachability, meta_gradient.
 
     Args:
         fit: a fit.
@@ -47,16 +30,18 @@ def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]
         seed: of the draws.
 
     Returns:
-        One finding per check that applies: point posteriors have no k̂, and only a fit by joint
-        descent can leave the reach of adaptation.
+        One finding per check that applies: point posteriors have no k̂, only a fit by joint descent
+        can leave the reach of adaptation, and only Q_i that are adapted have a meta-gradient.
     """
     found = [_trace(fit)]
     if not fit.posterior.gaussian.is_point:
-        enough = NETWORK_DRAWS if fit.solver == "gradient" else DRAWS
+        enough = NETWORK_DRAWS if fit.solver in ("gradient", "amortised") else DRAWS
         found.append(_pareto_k(fit, enough if draws is None else draws, seed))
     found += [_tasks(fit), _boundary(fit)]
     if fit.solver == "gradient":
         found.append(_reachability(fit))
+    if not isinstance(fit.choices.posterior, Free):
+        found.append(meta_gradients(fit, seed=seed))
     return found
 
 
@@ -71,6 +56,12 @@ def _solved_at_once(fit: Fit) -> bool:
 
 
 def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
+    if getattr(fit.choices.posterior, "lam", None) is not None and fit.family.ragged:
+        said = (
+            "Pareto k̂ was not computed: with lam= every task has a prior of its own (Λ = n_i λ I), "
+            "and the tasks differ in their number of rows"
+        )
+        return Finding("pareto_k", True, said)
     found = khat(fit, draws=draws, seed=seed)
     flags = tuple(found.flags)
     full = fit.choices.posterior.form.name == "full"
@@ -80,14 +71,14 @@ def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
         said = f"Pareto k̂ is at most {found.k.max():.2f} over {len(found.k)} tasks"
     elif not wrong:
         said = (
-            f"Pareto k̂ is above 0.7 in {len(flags)} of {len(found.k)} tasks ({_named(flags)}), but "
+            f"Pareto k̂ is above 0.7 in {len(flags)} of {len(found.k)} tasks ({named(flags)}), but "
             f"importance sampling keeps {found.efficiency.min():.1%} of the draws or more: only "
             "the far tails of Q_i are off"
         )
     else:
         said = (
             f"Pareto k̂ is above 0.7, with uneven ratios, in {len(wrong)} of {len(found.k)} tasks "
-            f"({_listed(wrong)}): their Q_i is not the posterior; {better}compare with NUTS"
+            f"({listed(wrong)}): their Q_i is not the posterior; {better}compare with NUTS"
         )
     return Finding("pareto_k", not wrong, said, flags if wrong else ())
 
@@ -96,13 +87,17 @@ def _tasks(fit: Fit) -> Finding:
     flags = tuple(fit.flagged)
     said = f"{len(flags)} of {len(fit.family)} tasks did not converge by themselves"
     if flags:
-        said += f" ({_named(flags)}): see the sentence of each"
+        said += f" ({named(flags)}): see the sentence of each"
     return Finding("tasks", not flags, said, flags)
 
 
 def _boundary(fit: Fit) -> Finding:
     """Directions in which Σ₀ is tiny beside what one task's data leave uncertain."""
     prior = fit.prior
+    if fit.fitted_prior.form.name == "point":
+        return Finding("boundary", True, "this method learns no Σ₀, so it has no boundary")
+    if fit.fitted_prior.learn != "all":
+        return Finding("boundary", True, "Σ₀ was held, not estimated")
     alone = torch.nan_to_num(fit.no_pooling().sd().nanmedian(0).values)
     # Where no task alone identifies a weight, the posteriors' sd is the scale that is left.
     scale = torch.where(alone > 0, alone, fit.posterior.sd().median(0).values)
@@ -113,7 +108,7 @@ def _boundary(fit: Fit) -> Finding:
         return Finding(
             "boundary",
             False,
-            f"the prior sd of {_listed(names)} is at its boundary, 0: the tasks do not differ in "
+            f"the prior sd of {listed(names)} is at its boundary, 0: the tasks do not differ in "
             "it beyond the noise; leave it out of the adapted weights, or use "
             'hyperprior="boundary-avoiding"',
         )
@@ -123,7 +118,7 @@ def _boundary(fit: Fit) -> Finding:
             return Finding(
                 "boundary",
                 False,
-                f"Σ₀ is singular: a combination of {_listed(prior.names)} does not differ between "
+                f"Σ₀ is singular: a combination of {listed(prior.names)} does not differ between "
                 'tasks; use Prior("diagonal"), or hyperprior="boundary-avoiding"',
             )
     return Finding("boundary", True, "Σ₀ is inside its boundary")
@@ -145,15 +140,6 @@ def _reachability(fit: Fit) -> Finding:
     if flags:
         said = (
             f"adaptation from θ₀ misses the fitted Q_i by more than {LARGEST_GAP:g} nat in "
-            f"{len(flags)} of {len(gap)} tasks ({_named(flags)}): use reset_every=, or more steps"
+            f"{len(flags)} of {len(gap)} tasks ({named(flags)}): use reset_every=, or more steps"
         )
     return Finding("reachability", not flags, said, flags)
-
-
-def _named(flags: tuple[Flag, ...]) -> str:
-    return _listed([flag.task for flag in flags])
-
-
-def _listed(names: list[str] | tuple[str, ...]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
