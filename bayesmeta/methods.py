@@ -19,6 +19,7 @@ from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
 from bayesmeta.posteriors.proximal import Proximal
+from bayesmeta.results import InputError
 
 FULL_LIMIT = 50
 Support = int | float | None
@@ -70,8 +71,8 @@ def maml(
         lr: the paper's α, for the loss per row.
         support: rows (or their fraction) that adaptation sees; see `Validation`.
         learn_lr: learn one step size per weight.
-        **options: optimiser, steps of the outer loop as `outer_steps`, lr of it as `outer_lr`,
-            batch, compile; see `Method`.
+        **options: of the outer loop, see `Method`: optimiser, batch, compile, draws, noise, and
+            its steps, lr and tolerance as outer_steps, outer_lr and outer_tolerance.
     """
     inner = GradientDescent(lr, steps, learn_lr=learn_lr)
     return _method(Algorithmic(), inner, Unrolled(), Validation(support), options)
@@ -167,7 +168,10 @@ def imaml_hf(
     curvature: Kind = "auto",
     **options: Any,
 ) -> Method:
-    """iMAML, Hessian-free: adaptation by Newton-CG with a line search (Rajeswaran et al. 2019, 4.2).
+    """iMAML, Hessian-free: adaptation by Newton-CG with a line search.
+
+    Rajeswaran et al. 2019 (section 4.2), who take the Hessian; on its own the line search makes
+    slow progress where a network's is indefinite, so "auto" takes the Gauss-Newton matrix there.
 
     Args:
         steps: Newton steps.
@@ -240,6 +244,8 @@ def _method(
     posterior: Any, inner: Any, gradient: Any, objective: Any, options: dict[str, Any]
 ) -> Method:
     """A method whose outer steps and step size go by names of their own."""
-    renamed = {"outer_steps": "steps", "outer_lr": "lr"}
-    options = {renamed.get(k, k): v for k, v in options.items()}
+    plain = [name for name in ("steps", "lr", "tolerance") if name in options]
+    if plain:
+        raise InputError(f"{plain[0]}= of the outer loop is called outer_{plain[0]}= here")
+    options = {k.removeprefix("outer_"): v for k, v in options.items()}
     return Method(posterior, inner, gradient, objective, **options)

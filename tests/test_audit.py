@@ -31,9 +31,9 @@ def test_the_audit_finds_planted_errors(planted, monkeypatch):
         rule = Implicit("cholesky", curvature="hessian", damping=0.3)
     right = Implicit.solve
 
-    def wrong(self, problem, theta, v):
+    def wrong(self, problem, theta, v, start=None):
         scale = {"sign": -1.0, "factor": 2.0}.get(planted, 1.0)
-        found = right(self, problem, theta, v)
+        found = right(self, problem, theta, v, start)
         return replace(found, value=scale * found.value)
 
     inner = GradientDescent(0.05, 3, per="task") if planted == "stale" else SOLVED

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bayesmeta as bm
+from bayesmeta.amortised.step import MetaStep
 from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
@@ -286,3 +287,36 @@ def test_lambda_of_the_paper_is_per_row():
     stepped = start - 0.2 * torch.func.grad(mean_loss)(start)
     got = bm.meta_gradient(model, prior, task, first)
     torch.testing.assert_close(got.value, model.energies(stepped, task.batch()).sum().detach())
+
+
+def test_a_warm_start_needs_fewer_products():
+    scenario = regression()
+    prior = scenario.prior("diagonal")
+    method = Method(Proximal(), SOLVED, TIGHT["cg"], Validation(None))
+    step = MetaStep(scenario.model, prior, method, scenario.family)
+    free = {k: v.detach() for k, v in prior.free.items()}
+    both = scenario.family.batch(), scenario.query.batch()
+    noise = torch.zeros(1, 4, 0, dtype=F64)
+    cold = step(step.params(free, scenario.shared(), 4), *both, noise)
+    moved = free | {"mean": free["mean"] + 1e-6}
+    params = step.params(moved, scenario.shared(), 4)
+    again, warm = step(params, *both, noise), step(params, *both, noise, cold.solved.value)
+    assert int(warm.solved.steps.sum()) < int(again.solved.steps.sum())
+    assert relative(warm.gradients["anchor"]["mean"], again.gradients["anchor"]["mean"]) < 1e-7
+
+
+def test_a_fit_with_warm_starts_ends_where_the_other_does():
+    scenario = quadratic()
+    fits = [
+        bm.fit(
+            scenario.model, scenario.family, query=scenario.query,
+            prior=scenario.prior("isotropic"),
+            method=Method(
+                Proximal(), SOLVED,
+                Implicit(steps=50, tolerance=1e-10, curvature="hessian", warm_start=warm),
+                Validation(None),
+            ),
+        )
+        for warm in (False, True)
+    ]  # fmt: skip
+    torch.testing.assert_close(fits[0].prior.mean, fits[1].prior.mean, rtol=1e-5, atol=1e-5)

@@ -41,6 +41,11 @@ class _Fit:
             self.call = compiled(self.step)
         self.deterministic = deterministic(problem)
         self.everyone = problem.family.batch()
+        mean = self.prior.free["mean"].detach()
+        self.solutions: Tensor | None = None
+        if self.method.gradient.warm_start:
+            # A zero start is CG's own; after a task's first solve it is that solution.
+            self.solutions = mean.new_zeros(len(problem.family), len(mean))
 
     def parameters(self) -> list[Tensor]:
         return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
@@ -49,7 +54,13 @@ class _Fit:
         """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
         free = {k: v.detach() for k, v in self.prior.free.items()}
         shared = {k: v.detach() for k, v in self.shared.items()}
-        outcome = self.call(self.step.params(free, shared, len(batch)), *both, noise)
+        start = None if self.solutions is None else self.solutions[batch.index]
+        params = self.step.params(free, shared, len(batch))
+        outcome = self.call(params, *both, noise, start)
+        if self.solutions is not None:
+            found = outcome.solved.value
+            kept = torch.where(found.isfinite().all(-1, keepdim=True), found, 0.0)
+            self.solutions[batch.index] = kept
         tasks = len(self.problem.family)
         gradients = outcome.gradients
         by_name = {"mean": gradients["anchor"]["mean"].sum(0), **gradients["covariance"]}

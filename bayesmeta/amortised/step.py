@@ -137,9 +137,21 @@ class MetaStep:
         return per_task(expected, posteriors, prior, objective.beta)
 
     def __call__(
-        self, params: Params, support: TaskBatch, query: TaskBatch, noise: Tensor
+        self,
+        params: Params,
+        support: TaskBatch,
+        query: TaskBatch,
+        noise: Tensor,
+        start: Tensor | None = None,
     ) -> Outcome:
-        """M and its gradient at the parameters (which need no autograd graph)."""
+        """M and its gradient at the parameters (which need no autograd graph).
+
+        Args:
+            params: θ₀, Σ₀, ψ.
+            support, query: S_i and V_i.
+            noise: as in `loss`.
+            start: (task, dim) where a linear solve starts.
+        """
         rule, build = self.method.gradient, self.build(support)
         adapted, pull = rule.adapt(build, params, self.algorithm)
 
@@ -149,7 +161,7 @@ class MetaStep:
 
         derivative = grad(summed, argnums=(0, 1), has_aux=True)
         (cotangent, partial), values = derivative(adapted.theta, params)
-        through, solved = pull(cotangent)
+        through, solved = pull(cotangent, start)
         gradients = {
             part: {k: partial[part][k] + through[part][k] for k in partial[part]}
             for part in partial

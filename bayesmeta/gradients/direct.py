@@ -19,9 +19,10 @@ class Direct:
     """Differentiate M in (θ₀, Σ₀, ψ) with every Q_i held."""
 
     needs_path = False
+    warm_start = False
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
-        def pull(cotangent: Tensor) -> tuple[Params, Solved]:
+        def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
             return nothing(params), Solved.none(cotangent)
 
         return adapt(build(params), algorithm), pull

@@ -23,11 +23,12 @@ class FirstOrder:
     """∂θ*/∂θ₀ = I (first-order MAML: Finn et al. 2017, section 5.2)."""
 
     needs_path = False
+    warm_start = False
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
         adapted = adapt(build(params), algorithm)
 
-        def pull(cotangent: Tensor) -> tuple[Params, Solved]:
+        def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
             return nothing(params) | {"anchor": {"mean": cotangent}}, Solved.none(cotangent)
 
         return adapted, pull
@@ -45,6 +46,7 @@ class Truncated:
 
     last: int = 1
     needs_path = True
+    warm_start = False
 
     def __post_init__(self) -> None:
         if self.last < 0:
@@ -61,6 +63,7 @@ class Unrolled:
     """Backpropagation through every step (MAML: Finn et al. 2017, equation 1)."""
 
     needs_path = True
+    warm_start = False
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
         return _through(build, params, algorithm, algorithm.steps, None)
@@ -81,7 +84,7 @@ def _through(
 
     theta, pullback, rest = vjp(path, params, has_aux=True)
 
-    def pull(cotangent: Tensor) -> tuple[Params, Solved]:
+    def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
         return pullback(cotangent)[0], Solved.none(cotangent)
 
     return Adapted(theta.detach(), *(torch.as_tensor(r).detach() for r in rest)), pull

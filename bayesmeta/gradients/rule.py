@@ -28,19 +28,25 @@ class Solved:
         residual: (task,) ‖v − A u‖ / ‖v‖; 0 where a rule solves nothing.
         steps: (task,) curvature products spent.
         negative: (task,) met negative curvature.
+        value: (task, dim) u, where the next solve of these tasks may start.
     """
 
     residual: Tensor
     steps: Tensor
     negative: Tensor
+    value: Tensor
 
     @classmethod
     def none(cls, like: Tensor) -> Solved:
+        """Of a rule that solves nothing."""
         zero = torch.zeros_like(like[:, 0])
-        return cls(zero, zero.long(), zero.bool())
+        return cls(zero, zero.long(), zero.bool(), torch.zeros_like(like))
 
 
-Pullback = Callable[[Tensor], tuple[Params, Solved]]
+class Pullback(Protocol):
+    """v ↦ vᵀ ∂θ*/∂p, and how it was solved; `start` is an earlier u, for rules that solve."""
+
+    def __call__(self, cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]: ...
 
 
 class Rule(Protocol):
@@ -49,6 +55,11 @@ class Rule(Protocol):
     @property
     def needs_path(self) -> bool:
         """Whether it differentiates the inner algorithm's steps."""
+        ...
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether a solve is to start at the last one of the same task."""
         ...
 
     def adapt(

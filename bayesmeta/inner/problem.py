@@ -5,7 +5,6 @@ Without an anchor F = f. Tasks do not interact, so the gradient of ΣF_i holds e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +86,7 @@ class InnerProblem:
             InputError: the model has no likelihood, which the Gauss-Newton matrix needs.
         """
         if kind != "ggn":
-            return hessian(lambda t: grad(lambda s: self.energy(s).sum())(t), theta)
+            return hessian(grad(lambda t: self.energy(t).sum()), theta)
         if self.model.likelihood is None:
             raise InputError(
                 "the Gauss-Newton matrix needs a model with a likelihood; for an energy use "
