@@ -109,6 +109,9 @@ class Fit:
         constants = {} if self.likelihood is None else self.likelihood.summary()
         learned = {k.rpartition("log_")[2] for k in self.model.shared if "likelihood." in k}
         student = self.likelihood is not None and self.likelihood.name == "student_t"
+        for name, tensor in self.model.shared.items():
+            if not name.startswith(("module.", "likelihood.")):  # learned by the inner algorithm
+                values[name] = tensor.detach().tolist()
         return values | {
             k: v for k, v in constants.items() if student or (k != "scale" and k in learned)
         }
