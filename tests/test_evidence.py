@@ -1,25 +1,24 @@
-"""Evidence by Laplace's method and quadrature: lme4, dense grids, finite differences, sampling."""
+"""Fits by the evidence (Laplace's method, quadrature) against lme4, exact fits and sampling."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 import bayesmeta as bm
 from bayesmeta import likelihoods
 from bayesmeta.gaussian import Gaussian
-from bayesmeta.joint import evidence, profile
+from bayesmeta.joint import profile
 from bayesmeta.joint.evidence import importance_evidence
 from bayesmeta.methods import laplace
 from bayesmeta.models import linear
 from bayesmeta.results import Result
+from tests.evidence_cases import orange, theoph
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "reference" / "reference.json").read_text())
@@ -53,73 +52,12 @@ NLMER = {
 }
 
 
-class Logistic(nn.Module):
-    """Circumference of an orange tree by age in days."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asym = nn.Parameter(torch.tensor(190.0))
-        self.xmid = nn.Parameter(torch.tensor(700.0))
-        self.scal = nn.Parameter(torch.tensor(350.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.asym / (1 + torch.exp((self.xmid - x[:, 0]) / self.scal))
-
-
-class OneCompartment(nn.Module):
-    """Concentration of a drug taken once, by dose and time; rates and clearance as logarithms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lke = nn.Parameter(torch.tensor(-2.5))
-        self.lka = nn.Parameter(torch.tensor(0.5))
-        self.lcl = nn.Parameter(torch.tensor(-3.2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        dose, time = x.unbind(-1)
-        ke, ka, cl = self.lke.exp(), self.lka.exp(), self.lcl.exp()
-        decay = torch.exp(-ke * time) - torch.exp(-ka * time)
-        return dose * ke * ka / (cl * (ka - ke)) * decay
-
-
 def glmm(case: str, points: int) -> bm.Fit:
     name, formula, likelihood = GLMM[case]
     family = bm.TaskFamily.from_formula(formula, DATA / f"{name}.csv", likelihood=likelihood)
     return bm.fit(
         linear(family, likelihoods.by_name(likelihood)), family, method=laplace(points=points)
     )
-
-
-def orange() -> tuple[bm.Model, bm.TaskFamily]:
-    family = bm.TaskFamily.from_csv(DATA / "orange.csv", task="Tree", x=["age"], y="circumference")
-    return bm.Model(Logistic(), likelihoods.Gaussian(), adapt=["asym"]), family
-
-
-def theoph() -> tuple[bm.Model, bm.TaskFamily]:
-    family = bm.TaskFamily.from_csv(
-        DATA / "theoph.csv", task="Subject", x=["Dose", "Time"], y="conc"
-    )
-    return bm.Model(OneCompartment(), likelihoods.Gaussian()), family
-
-
-def binary(tasks: int = 6, rows: int = 2) -> tuple[bm.Model, bm.TaskFamily]:
-    """Bernoulli tasks with an adapted slope and intercept and a shared slope."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(tasks, rows, 3, generator=generator).double()
-    x[..., 0] = 1.0
-    y = torch.bernoulli(torch.full((tasks, rows), 0.5), generator=generator).double()
-
-    class Predictor(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.own = nn.Parameter(torch.tensor([0.2, -0.3]))
-            self.common = nn.Parameter(torch.tensor([0.4]))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x[:, :2] @ self.own + x[:, 2:] @ self.common
-
-    model = bm.Model(Predictor(), likelihoods.Bernoulli(), adapt=["own"])
-    return model.double(), bm.TaskFamily.from_tensors(x=x, y=y)
 
 
 @pytest.mark.parametrize("column", ["Laplace", "AGQ"])
@@ -253,104 +191,6 @@ def test_the_hyperprior_keeps_the_covariance_off_its_boundary() -> None:
     assert fit.log_evidence == pytest.approx(exact.log_evidence, abs=1e-5)
 
 
-def gradient_errors(
-    model: bm.Model, family: bm.TaskFamily, points: int, curvature: str
-) -> list[float]:
-    """Largest relative difference from central differences, for θ₀ and ψ, A, and constants."""
-    method = laplace(points=points, curvature=curvature)
-    tasks = profile._tasks(model, family, method, profile._design(model, family))
-    p = model.dim
-    weights = [w.detach().flatten() for w in model.shared_weights.values()]
-    location = torch.cat([model.start, *weights])
-    root = 0.3 * torch.eye(p).double() + 0.1 * torch.arange(p * p).reshape(p, p).sin().double()
-    shared = {k: v.detach() for k, v in model.shared.items() if not k.startswith("module.")}
-    leaves = [location, root, *shared.values()]
-    shapes = [leaf.shape for leaf in leaves]
-    sizes = [leaf.numel() for leaf in leaves]
-
-    def value(flat: Tensor) -> Tensor:
-        parts = [v.reshape(s) for v, s in zip(flat.split(sizes), shapes, strict=True)]
-        held = dict(zip(shared, parts[2:], strict=True))
-        fixed = {k: v.detach() for k, v in held.items()}
-        state = tasks.begin(len(family), parts[1].detach())
-        state = tasks.solve(parts[0].detach(), fixed, parts[1].detach(), state)
-        return tasks.value(parts[0], held, parts[1], state).sum()
-
-    flat = torch.cat([leaf.flatten() for leaf in leaves]).requires_grad_()
-    (ours,) = torch.autograd.grad(value(flat), flat)
-    steps = 1e-5 * torch.eye(len(flat)).double() * flat.detach().abs().clamp(min=1.0)
-    with torch.no_grad():
-        numeric = torch.stack([(value(flat + s) - value(flat - s)) / (2 * s.max()) for s in steps])
-    error = (ours - numeric).abs() / numeric.abs().clamp(min=1.0)
-    return [float(part.max()) for part in error.split(sizes)]
-
-
-def case_of(name: str) -> tuple[bm.Model, bm.TaskFamily]:
-    model, family = {"binary": binary, "theoph": theoph, "orange": orange}[name]()
-    return model.double(), family
-
-
-@pytest.mark.parametrize("points", [1, 3])
-@pytest.mark.parametrize(
-    ("name", "curvature"),
-    [("binary", "hessian"), ("theoph", "hessian"), ("theoph", "ggn"), ("orange", "auto")],
-)
-def test_the_gradient_is_that_of_the_value(name: str, curvature: str, points: int) -> None:
-    model, family = case_of(name)
-    assert max(gradient_errors(model, family, points, curvature)) < 1e-6
-
-
-def test_without_the_implicit_term_the_gradient_is_wrong(monkeypatch) -> None:
-    monkeypatch.setattr(evidence, "implicit_mode", lambda loss, state: state.point)
-    for name, curvature in (("binary", "hessian"), ("theoph", "ggn")):
-        errors = gradient_errors(*case_of(name), 1, curvature)
-        assert errors[0] > 1e-3 and errors[1] > 1e-3
-
-
-def dense_grid(model: bm.Model, family: bm.TaskFamily, prior: Gaussian) -> Tensor:
-    """(task,) log evidence of two weights on a grid of ±9 prior sds."""
-    axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis)
-    theta = (prior.mean + grid @ prior.root().mT)[:, None].expand(-1, len(family), -1)
-    with torch.no_grad():
-        loss = model.energies(theta, family.batch())
-    log_prior = -0.5 * grid.square().sum(-1) - math.log(2 * math.pi)
-    return torch.logsumexp(log_prior[:, None] - loss, 0) + 2 * math.log(axis[1] - axis[0])
-
-
-def test_more_points_converge_to_a_dense_grid() -> None:
-    model, family = binary()
-    covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
-    prior = Gaussian.from_covariance(torch.tensor([0.3, -0.2]).double(), covariance)
-    truth = dense_grid(model, family, prior)
-    shared = {k: v.detach() for k, v in model.shared.items()}
-    errors = []
-    for points in (1, 3, 7, 15):
-        _, values, _ = profile.adapted(model, prior, shared, family, method=laplace(points=points))
-        errors.append(float((values - truth).abs().max()))
-    assert 1e-3 < errors[0] < 0.2
-    assert errors[0] > 4 * errors[1] > 16 * errors[2] > 64 * errors[3]
-    assert errors[-1] < 1e-6
-
-
-def test_one_point_is_laplace() -> None:
-    model, family = binary()
-    prior = Gaussian.from_covariance(torch.zeros(2).double(), torch.eye(2).double())
-    shared = {k: v.detach() for k, v in model.shared.items()}
-    q, value, _ = profile.adapted(model, prior, shared, family, method=laplace())
-    # p(S) ≈ p(S | θ*) N(θ*; θ₀, Σ₀) / Q(θ*)
-    with torch.no_grad():
-        joint = prior.log_prob(q.mean) - model.energies(q.mean, family.batch())
-    torch.testing.assert_close(value, joint - q.log_prob(q.mean), rtol=0, atol=1e-9)
-    tasks = profile._tasks(model, family, laplace(), profile._design(model, family))
-    assert isinstance(tasks, evidence.Evidence)
-    place = torch.cat([prior.mean, *[w.flatten() for w in model.shared_weights.values()]])
-    state = tasks.solve(place, {}, prior.root(), tasks.begin(len(family), prior.root()))
-    nodes, log_weights = evidence._rule(1, state.point)
-    assert nodes.tolist() == [[0.0, 0.0]] and float(log_weights) == 0.0
-    torch.testing.assert_close(tasks.value(place, {}, prior.root(), state), -value)
-
-
 @pytest.mark.parametrize("df", [8, None])
 def test_importance_sampling_agrees_with_quadrature(df: int | None) -> None:
     fit = glmm("cbpp period,(1|herd)", 25)
@@ -408,28 +248,3 @@ def test_units_do_not_matter_to_a_nonlinear_fit() -> None:
     units = family.observations * math.log(1e3)
     assert fit.log_evidence + units == pytest.approx(reference["ll"], abs=1e-4)
     np.testing.assert_allclose(fit.prior.sd(), [reference["sd_Asym"] * 1e3], rtol=1e-4)
-
-
-def double_well(theta: Tensor, centre: Tensor) -> Tensor:
-    return 8 * ((theta[0] - centre).square() - 1).square()
-
-
-def test_how_each_task_ended() -> None:
-    wells = bm.TaskFamily.from_tensors(centre=torch.tensor([0.0, 0.8, torch.nan]).double())
-    model = bm.Model.from_energy(double_well, 1).double()
-    prior = Gaussian(torch.zeros(1).double(), torch.ones(1).double())
-    _, _, results = profile.adapted(model, prior, {}, wells, method=laplace())
-    # The first stands on its maximum, where the gradient is 0.
-    assert results == [Result.not_concave, Result.converged, Result.nonfinite]
-    method = laplace()
-    assert method.inner is not None
-    hurried = replace(method, inner=replace(method.inner, steps=1))
-    _, _, results = profile.adapted(model, prior, {}, wells, method=hurried)
-    assert results[1] is Result.max_steps
-
-
-def test_quadrature_in_many_directions_is_refused() -> None:
-    model = bm.Model.from_energy(lambda theta, c: (theta - c).square().sum(), 4)
-    family = bm.TaskFamily.from_tensors(c=torch.randn(9, 4).double())
-    with pytest.raises(bm.InputError, match="up to 3.*points=1"):
-        bm.fit(model, family, method=laplace(points=5))

@@ -14,143 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
 
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
-from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.joint import newton
+from bayesmeta.joint.losses import GeneralTasks, LinearTasks, Loss, Shared
 from bayesmeta.models import Model
 from bayesmeta.results import InputError, Result
-from bayesmeta.tasks import TaskBatch, TaskFamily
+from bayesmeta.tasks import TaskFamily
 
 NODE_DIM_LIMIT = 3
 STEPS = 100
-TOLERANCE = 1e-9
-FLAGGED = 1e-6
+TOLERANCE = 1e-7
+FLAGGED = 1e-4
 CHUNK = 10_000_000  # numbers held at once
-Shared = dict[str, Tensor]
-
-
-class Loss(Protocol):
-    """f_i(θ₀ + A u) as a function of u, differentiable in θ₀, A and ψ."""
-
-    def value(self, u: Tensor) -> Tensor:
-        """(..., task) for u (..., task, k)."""
-        ...
-
-    def gradient(self, u: Tensor) -> Tensor:
-        """(task, k)."""
-        ...
-
-    def curvature(self, u: Tensor, kind: str) -> Tensor:
-        """(task, k, k) the Hessian, or the Gauss-Newton matrix."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class LinearLoss:
-    """By the linear predictor η = η₀ + B u, B = Z A.
-
-    Args:
-        rows: η (..., task, row) -> −log p of every row, 0 at padding.
-        base: (task, row) η₀, at θ₀.
-        design: (task, row, k) B.
-    """
-
-    rows: Callable[[Tensor], Tensor]
-    base: Tensor
-    design: Tensor
-
-    def predictor(self, u: Tensor) -> Tensor:
-        return self.base + (self.design @ u.unsqueeze(-1)).squeeze(-1)
-
-    def value(self, u: Tensor) -> Tensor:
-        return self.rows(self.predictor(u)).sum(-1)
-
-    def gradient(self, u: Tensor) -> Tensor:
-        slope = grad(lambda e: self.rows(e).sum())(self.predictor(u))
-        return (self.design.mT @ slope.unsqueeze(-1)).squeeze(-1)
-
-    def curvature(self, u: Tensor, kind: str) -> Tensor:
-        eta = self.predictor(u)
-        _, pull = vjp(grad(lambda e: self.rows(e).sum()), eta)
-        weight = pull(torch.ones_like(eta))[0]
-        weight = weight.clamp(min=0) if kind == "ggn" else weight
-        return self.design.mT @ (weight.unsqueeze(-1) * self.design)
-
-
-@dataclass(frozen=True, eq=False)
-class GeneralLoss:
-    """By the model itself.
-
-    Args:
-        problem: f of every task, without an anchor.
-        location: (p,) θ₀.
-        root: (p, k) A.
-    """
-
-    problem: InnerProblem
-    location: Tensor
-    root: Tensor
-
-    def theta(self, u: Tensor) -> Tensor:
-        return self.location + u @ self.root.mT
-
-    def value(self, u: Tensor) -> Tensor:
-        return self.problem.energy(self.theta(u))
-
-    def gradient(self, u: Tensor) -> Tensor:
-        return self.problem.gradient(self.theta(u)) @ self.root
-
-    def curvature(self, u: Tensor, kind: str) -> Tensor:
-        theta = self.theta(u)
-        return self.root.mT @ self.problem.curvature(theta, kind).dense(theta) @ self.root
-
-
-@dataclass(frozen=True, eq=False)
-class LinearTasks:
-    """Tasks whose prediction is Z θ + X ψ + c.
-
-    Args:
-        adapted: (task, row, p) Z.      fixed: (task, row, p+q) [Z X].      constant: (task, row) c.
-    """
-
-    model: Model
-    batch: TaskBatch
-    adapted: Tensor
-    fixed: Tensor
-    constant: Tensor
-
-    def loss(self, location: Tensor, shared: Shared, root: Tensor) -> LinearLoss:
-        """At fixed effects `location` (p+q,) and constants `shared`, with A = `root`."""
-        base = self.constant + self.fixed @ location
-
-        def rows(eta: Tensor) -> Tensor:
-            return -self.model.log_prob_at(eta, self.batch, shared)
-
-        return LinearLoss(rows, base, self.adapted @ root)
-
-
-@dataclass(frozen=True, eq=False)
-class GeneralTasks:
-    """Tasks of any model."""
-
-    model: Model
-    batch: TaskBatch
-
-    def loss(self, location: Tensor, shared: Shared, root: Tensor) -> GeneralLoss:
-        """At (θ₀, the module's ψ) laid out in `location`, and the other ψ in `shared`."""
-        p = self.model.dim
-        shared = shared | self.model.split_shared(location[p:])
-        start = location[:p].expand(len(self.batch), p)
-        problem = InnerProblem(self.model, self.batch, shared, start, None)
-        return GeneralLoss(problem, location[:p], root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +72,8 @@ class Evidence:
             eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
 
             def derivatives(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                value = loss.value(u) + 0.5 * u.square().sum(-1)
-                return value, loss.gradient(u) + u, eye + loss.curvature(u, "hessian")
+                value, gradient, second = loss.derivatives(u, "hessian")
+                return value + 0.5 * u.square().sum(-1), gradient + u, eye + second
 
             return newton.minimise(
                 derivatives, state.point, steps=self.steps, tolerance=_tolerance(root)
@@ -204,10 +85,11 @@ class Evidence:
         """(task,) −log p(S_i), its gradient exact at a solved state."""
         loss = self.tasks.loss(location, shared, root)
         u = implicit_mode(loss, state)
-        lower, _ = self._factor(loss, u)
+        value, _, curvature = loss.derivatives(u, self.curvature)
+        lower, _ = _factor(curvature)
         log_det = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         if self.points == 1:
-            return loss.value(u) + 0.5 * u.square().sum(-1) + log_det
+            return value + 0.5 * u.square().sum(-1) + log_det
         nodes, log_weights = _rule(self.points, u)
         shift = torch.linalg.solve_triangular(lower.mT, nodes.mT, upper=True).movedim(-1, 0)
         exponents = loss.value(u + shift) + 0.5 * (u + shift).square().sum(-1)
@@ -225,11 +107,12 @@ class Evidence:
     ) -> Gaussian:
         """Q_i = N(θ₀ + A û, A P⁻¹ Aᵀ); narrower forms have its variances."""
         loss = self.tasks.loss(location, shared, root)
-        lower, _ = self._factor(loss, state.point)
+        u = implicit_mode(loss, state)
+        lower, _ = _factor(loss.derivatives(u, self.curvature)[2])
         spread = torch.linalg.solve_triangular(
             lower, root.mT.expand(len(lower), -1, -1), upper=False
         )
-        mean = location[: len(root)] + state.point @ root.mT
+        mean = location[: len(root)] + u @ root.mT
         full = Gaussian(mean, None, triangular(spread.mT))
         return _projected(full, Form.parse(self.form), self.tasks.model.blocks)
 
@@ -237,7 +120,8 @@ class Evidence:
         self, location: Tensor, shared: Shared, root: Tensor, state: newton.Minimum
     ) -> list[Result]:
         """How each task ended."""
-        _, ridged = self._factor(self.tasks.loss(location, shared, root), state.point)
+        loss = self.tasks.loss(location, shared, root)
+        _, ridged = _factor(loss.derivatives(state.point, self.curvature)[2])
         ended = []
         for residual, bad in zip(state.residual.tolist(), ridged.tolist(), strict=True):
             fine = residual <= max(FLAGGED, _tolerance(root))
@@ -246,33 +130,33 @@ class Evidence:
             ended.append(Result.nonfinite if residual != residual else result)
         return ended
 
-    def _factor(self, loss: Loss, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Cholesky factor of P, and (task,) where P was not positive definite.
 
-        There P is raised until its least eigenvalue is the prior's own, 1.
-        """
-        eye = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
-        precision = eye + loss.curvature(u, self.curvature)
-        lower, info = torch.linalg.cholesky_ex(precision)
-        ridged = (info > 0) & precision.isfinite().all(-1).all(-1)
-        if not bool(ridged.any()):
-            return lower, ridged
-        least = torch.linalg.eigvalsh(torch.where(ridged[:, None, None], precision.detach(), eye))
-        ridge = torch.where(ridged, 1 - least[:, 0], 0.0)
-        return torch.linalg.cholesky_ex(precision + ridge[:, None, None] * eye)[0], ridged
+def _factor(curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of P = I + `curvature`, and (task,) where P was not positive definite.
+
+    There P is raised until its least eigenvalue is the prior's own, 1.
+    """
+    eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    precision = eye + curvature
+    lower, info = torch.linalg.cholesky_ex(precision)
+    ridged = (info > 0) & precision.isfinite().all(-1).all(-1)
+    if not bool(ridged.any()):
+        return lower, ridged
+    least = torch.linalg.eigvalsh(torch.where(ridged[:, None, None], precision.detach(), eye))
+    ridge = torch.where(ridged, 1 - least[:, 0], 0.0)
+    return torch.linalg.cholesky_ex(precision + ridge[:, None, None] * eye)[0], ridged
 
 
 def implicit_mode(loss: Loss, state: newton.Minimum) -> Tensor:
-    """û (task, k), its derivative in θ₀, A and ψ that of the implicit function theorem.
+    """û (task, k), with the derivative ∂û = −P⁻¹ ∂∇F(û) of the implicit function theorem.
 
-    ∂û = −P⁻¹ ∂∇F(û)
+    In value it is one Newton step beyond `state`, where that is nearly solved.
     """
     u = state.point.detach()
     gradient = loss.gradient(u) + u
-    if not gradient.requires_grad:
-        return u
     step = torch.linalg.solve_ex(state.second, gradient.unsqueeze(-1))[0].squeeze(-1)
-    return u - (step - step.detach())
+    near = (state.residual <= FLAGGED).unsqueeze(-1)
+    return u - torch.where(near, step, step - step.detach())
 
 
 def _rule(points: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,9 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.expected_newton import State
 from bayesmeta.joint import coordinates, newton
 from bayesmeta.joint.coordinates import SHAPES, Coordinates
-from bayesmeta.joint.evidence import STEPS, Evidence, GeneralTasks, LinearTasks
+from bayesmeta.joint.evidence import STEPS, Evidence
 from bayesmeta.joint.expected import Bound
+from bayesmeta.joint.losses import GeneralTasks, LinearTasks
 from bayesmeta.joint.problem import CovarianceRoot, Estimate, Problem
 from bayesmeta.method import Method, with_curvature
 from bayesmeta.models import Model
