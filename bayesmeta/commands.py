@@ -259,8 +259,10 @@ def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> di
             raise InputError(f"--option {name}= is given twice: give it once")
         values[name] = _value(value)
         if not _fits(values[name], known[name]):
-            kinds = [WORDS[kind] for kind in get_args(known[name]) or (known[name],)]
-            raise InputError(f"--option {name}= wants {' or '.join(kinds)}, not {value!r}")
+            wanted = [
+                WORDS.get(kind, str(kind)) for kind in get_args(known[name]) or (known[name],)
+            ]
+            raise InputError(f"--option {name}= wants {' or '.join(wanted)}, not {value!r}")
     return values
 
 
@@ -287,8 +289,9 @@ def _value(text: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint) or (hint,)
-    return type(value) in kinds or (type(value) is int and float in kinds)
+    kinds = get_args(hint) or (hint,)  # types, or the values of a Literal
+    number = type(value) is int and float in kinds
+    return number or type(value) in kinds or (isinstance(value, str) and value in kinds)
 
 
 def usable_device(name: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Modules that remember between calls, or that are random, are refused before anything is fitted."""
+"""Modules that remember between calls, or are random, are refused before anything is fitted."""
 
 from __future__ import annotations
 
