@@ -148,8 +148,10 @@ class Method:
         values = {k: v for k, v in record.items() if k != "kl"}
         if inner is not None:
             values["inner"] = None
-        chosen = {k: _choice(v) if k in CHOSEN else v for k, v in values.items()}
-        return cls(**chosen | ({} if inner is None else {"inner": inner}))
+        chosen: dict[str, Any] = {k: _choice(v) if k in CHOSEN else v for k, v in values.items()}
+        if inner is not None:
+            chosen["inner"] = inner
+        return cls(**chosen)
 
 
 CHOSEN = ("posterior", "inner", "gradient", "objective")

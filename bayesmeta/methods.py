@@ -12,14 +12,48 @@ from typing import Any
 from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
-from bayesmeta.inner.first_order import GradientDescent
-from bayesmeta.inner.newton import Kind, Newton, NewtonCG
+from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov
+from bayesmeta.inner.newton import Exact, Kind, Newton, NewtonCG
+from bayesmeta.inner.quasi_newton import LBFGS
 from bayesmeta.method import Method
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
 from bayesmeta.posteriors.proximal import Proximal
 from bayesmeta.results import InputError
+
+__all__ = [
+    "LBFGS",
+    "Adam",
+    "Algorithmic",
+    "Direct",
+    "Evidence",
+    "Exact",
+    "FirstOrder",
+    "Free",
+    "GradientDescent",
+    "Implicit",
+    "Method",
+    "Momentum",
+    "Nesterov",
+    "Newton",
+    "NewtonCG",
+    "Proximal",
+    "Truncated",
+    "Unrolled",
+    "Validation",
+    "Variational",
+    "default_form",
+    "fomaml",
+    "imaml",
+    "imaml_hf",
+    "joint",
+    "laplace",
+    "maml",
+    "reptile",
+    "truncated_maml",
+    "variational_imaml",
+]
 
 FULL_LIMIT = 50
 Support = int | float | None

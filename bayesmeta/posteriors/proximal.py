@@ -64,10 +64,9 @@ class Proximal:
             return Gaussian(theta)
         curvature = problem.curvature(theta, self.curvature)
         anchor = problem.require_anchor()
-        diagonal = anchor.factor is None and anchor.diagonal is not None
-        if curvature.root is not None and diagonal and self.form.name != "full":
-            root = curvature.root()
-            whole = Gaussian.from_precision_root(theta, 1 / anchor.diagonal, root)
+        variance = anchor.diagonal if anchor.factor is None else None
+        if curvature.root is not None and variance is not None and self.form.name != "full":
+            whole = Gaussian.from_precision_root(theta, 1 / variance, curvature.root())
         else:
             whole = Gaussian(
                 theta, None, _inverse_root(curvature.dense(theta) + problem.precision_matrix())
