@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bayesmeta.gaussian import Gaussian
 from bayesmeta.amortised import estimate as amortised
+from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method

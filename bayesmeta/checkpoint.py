@@ -10,6 +10,7 @@ log.jsonl              M per outer step
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -144,7 +145,7 @@ def _assemble(
         solver=record["solver"],
         fitted_prior=prior.like(gaussian, prior_file["blocks"]),
         posterior=Named(tuple(record["names"]), posterior, family.names),
-        log_evidence=result["log_evidence"],
+        log_evidence=math.nan if result["log_evidence"] is None else result["log_evidence"],
         evidence_kind=record["evidence_kind"],
         task_evidence=posterior_file["task_evidence"],
         standardisation=None if standard is None else Standardisation.from_json(standard),

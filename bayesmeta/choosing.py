@@ -81,7 +81,7 @@ def checked_prior(
     if method.posterior.form.name == "point" and prior.learn == "all" and variational:
         raise InputError(
             "point posteriors cannot teach the prior its covariance (M has no minimum in it): "
-            'hold it with bm.Prior(form, learn="mean").at(mean=, variance=), or use '
+            'hold it with bm.Prior(form, learn="mean").at(mean=, variance=) or with lam=, or use '
             'covariance="diagonal"'
         )
     if prior.hyperprior is not None and method.prior_update == "closed_form":

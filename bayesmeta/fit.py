@@ -133,7 +133,7 @@ def fit(
         task_evidence=estimate.task_evidence - family.rows.to(estimate.task_evidence) * units,
         standardisation=standardisation,
         standard_errors=_standard_errors(estimate, model),
-        flagged=flags(family.names, estimate.results, estimate.task_evidence),
+        flagged=flags(family.names, estimate.results, estimate.task_evidence, method),
         notes=notes,
         trace=estimate.trace.values,
         seconds=time.perf_counter() - started,

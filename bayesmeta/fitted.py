@@ -189,7 +189,7 @@ class Fit:
             log_evidence=float(evidence.sum()),
             evidence_kind=evidence_kind(self.solver, self.choices),
             task_evidence=evidence,
-            flagged=flags(family.names, results, evidence),
+            flagged=flags(family.names, results, evidence, self.choices),
             notes=[] if family.table in (None, self.family.table) else list(family.table.notes),
             trace=[],
             seconds=time.perf_counter() - started,
@@ -242,7 +242,8 @@ class Fit:
         index = torch.tensor([place.get(name, -1) for name in family.names])
         known = (index >= 0).to(self.posterior.mean.device)
         theta = self.prior.gaussian[None].map(lambda t: t.expand(len(family), *t.shape[1:]))
-        theta = theta.sample(n, generator)
+        # A point's draws are views of one tensor, which must not be written into.
+        theta = theta.sample(n, generator).clone()
         if bool(known.any()):
             chosen = self.posterior.gaussian[index[index >= 0].to(known.device)]
             theta[:, known] = chosen.sample(n, generator)
@@ -372,9 +373,13 @@ def evidence_kind(solver: str, method: Method) -> str:
     return "exact" if solver == "exact" else "bound"
 
 
-def flags(names: Sequence[str], results: Sequence[Result], evidence: Tensor) -> list[Flag]:
+def flags(
+    names: Sequence[str], results: Sequence[Result], evidence: Tensor, method: Method
+) -> list[Flag]:
     """A flag for every task whose own solve did not converge, or whose evidence is not finite."""
-    finite = evidence.isfinite().tolist()
+    # A task too short to have query rows has no −M, and nothing wrong with it.
+    unknown = isinstance(method.objective, Validation)
+    finite = (evidence.isfinite() | unknown).tolist()
     ended = [r if ok else Result.nonfinite for r, ok in zip(results, finite, strict=True)]
     return [
         Flag(name, result.sentence)

@@ -23,6 +23,7 @@ from bayesmeta.results import InputError
 
 SOLVERS = ("auto", "exact", "profile", "gradient")
 PRIOR_UPDATES = ("gradient", "closed_form")
+EXACT_LIMIT = 100
 OPTIMISERS = ("auto", "adam", "sgd", "quasi-newton")
 Posterior = Free | Proximal | Algorithmic
 Gradient = Direct | FirstOrder | Unrolled | Truncated | Implicit
@@ -238,12 +239,19 @@ def _refuse_adapted(method: Method) -> None:
         raise InputError('the evidence integrates θ: give Proximal(covariance="full")')
 
 
-def with_curvature(method: Method, affine: bool) -> Method:
-    """The method with "auto" curvatures decided, for a prediction linear in θ or not."""
+def with_curvature(method: Method, affine: bool, dim: int) -> Method:
+    """The method with "auto" curvatures decided.
+
+    Q_i and iterative solves take the Hessian where the prediction is linear in θ, else the
+    Gauss-Newton matrix. Newton's method and factorised implicit gradients of few weights take the
+    Hessian always: at a minimum it is positive definite, and only with it are they exact.
+    """
     kind = "hessian" if affine else "ggn"
-    changes = {
-        name: replace(choice, curvature=kind)
-        for name in ("posterior", "inner", "gradient")
-        if getattr(choice := getattr(method, name), "curvature", None) == "auto"
-    }
+    changes = {}
+    for name in ("posterior", "inner", "gradient"):
+        choice = getattr(method, name)
+        dense = isinstance(choice, Newton) or getattr(choice, "solver", "") == "cholesky"
+        if getattr(choice, "curvature", None) == "auto":
+            exact = dense and dim <= EXACT_LIMIT
+            changes[name] = replace(choice, curvature="hessian" if exact else kind)
     return replace(method, **changes)

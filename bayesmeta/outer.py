@@ -18,6 +18,7 @@ from bayesmeta.results import Result
 
 DENSE_LIMIT = 300
 Callback = Callable[[int, int, float], None]
+Group = tuple[type[torch.optim.Adam] | type[torch.optim.SGD], Sequence[Tensor], float]
 
 
 @dataclass
@@ -100,11 +101,9 @@ def minimise(
 
 def descend(
     objective: Callable[[int], Tensor],
-    parameters: Sequence[Tensor],
+    groups: Sequence[Group],
     *,
     steps: int,
-    lr: float,
-    optimiser: type[torch.optim.Optimizer] = torch.optim.Adam,
     callbacks: Sequence[Callback] = (),
     after: Callable[[int], None] | None = None,
 ) -> Trace:
@@ -112,16 +111,15 @@ def descend(
 
     Args:
         objective: step -> () nats.
-        parameters: leaf tensors, changed in place.
+        groups: (optimiser, leaf tensors it changes in place, its step size at the start).
         steps: number of steps.
-        lr: step size at the start.
-        optimiser: made with (parameters, lr=lr).
         callbacks: called with (step, steps, value).
         after: called with the step number after each step.
     """
     trace = Trace()
-    stepper = optimiser(parameters, lr=lr)  # pyright: ignore[reportCallIssue]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, steps)
+    parameters = [p for _, some, _ in groups for p in some]
+    steppers = [kind(some, lr=lr) for kind, some, lr in groups if some]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(s, steps) for s in steppers]
     values = []
     for step in range(steps):
         value = objective(step)
@@ -131,11 +129,13 @@ def descend(
             # Zeroing on the device keeps a bad step from being taken without waiting for it.
             parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
         before = [p.detach().clone() for p in parameters]
-        stepper.step()
+        for stepper in steppers:
+            stepper.step()
         with torch.no_grad():
             for parameter, old in zip(parameters, before, strict=True):
                 parameter.copy_(torch.where(finite, parameter, old))
-        schedule.step()
+        for schedule in schedules:
+            schedule.step()
         values.append(torch.where(finite, value.detach(), torch.nan))
         if after is not None:
             after(step)

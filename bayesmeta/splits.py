@@ -39,7 +39,8 @@ class Split:
         if short:
             raise InputError(
                 f"task {family.names[short[0]]!r} has {int(rows[short[0]])} rows, too few for "
-                f"{int(self.count[short[0]])} support rows and a query row: lower support="
+                f"{int(self.count[short[0]])} support rows and a query row: lower support=, leave "
+                "such tasks out, or use support=None (the same rows for both)"
             )
         # Known ahead, so that drawing a split never waits for the device.
         self.support_width = int(self.count.max())

@@ -22,8 +22,6 @@ from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.method import Method
 from bayesmeta.results import InputError
 
-# Until Fit.draws copies the draws of a point prior before it writes into them; see POINTS.
-pytestmark = pytest.mark.filterwarnings("ignore:Use of index_put_ on expanded tensors")
 DATA = Path(__file__).parent / "data"
 CBPP = ("fit", DATA / "cbpp.csv", "--likelihood", "binomial", "--formula")
 SLOPES = (0.5, -1.0, 1.5, 0.0, 2.0, 0.3)
@@ -291,9 +289,6 @@ def findings(run: Path) -> dict[str, dict]:
 
 
 ADAPTED = [name for name in SMALL if name != "joint"]
-POINTS = pytest.mark.xfail(
-    strict=True, reason="Fit.draws of a point prior gives every task the θ of the last one"
-)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -318,7 +313,7 @@ def test_check_reports_the_meta_gradient_of_every_method(name, runs):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=POINTS) if n in NO_COVARIANCE else n for n in ADAPTED],
+    ADAPTED,
 )
 def test_predictions_are_of_the_tasks_own_posterior(name, runs, table, tmp_path):
     out = tmp_path / "p.csv"

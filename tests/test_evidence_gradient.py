@@ -67,7 +67,8 @@ def test_the_gradient_is_that_of_the_value(name: str, curvature: Kind, points: i
 
 def test_without_the_implicit_term_the_gradient_is_wrong(monkeypatch) -> None:
     monkeypatch.setattr(evidence, "implicit_mode", lambda loss, state: state.point)
-    for name, curvature in (("binary", "hessian"), ("theoph", "ggn")):
+    cases: list[tuple[str, Kind]] = [("binary", "hessian"), ("theoph", "ggn")]
+    for name, curvature in cases:
         errors = gradient_errors(*case_of(name), 1, curvature)
         assert errors[0] > 1e-3 and errors[1] > 1e-3
 

@@ -1,1 +1,1 @@
-"""Fits whose Q_i is a function of θ₀: adapted by an algorithm, differentiated by a gradient rule."""
+"""Fits whose Q_i is a function of θ₀: adapted by an algorithm, differentiated by a rule."""

@@ -17,7 +17,7 @@ from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import Unrolled
 from bayesmeta.gradients.rule import Params
 from bayesmeta.inner.dense import DENSE_LIMIT
-from bayesmeta.inner.newton import Newton
+from bayesmeta.inner.newton import Newton, NewtonCG
 from bayesmeta.method import Method
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.proximal import Proximal
@@ -32,7 +32,7 @@ def exact(method: Method, dim: int) -> Method:
     if not isinstance(method.posterior, Proximal):
         return replace(method, gradient=Unrolled())
     if dim > DENSE_LIMIT:
-        inner = replace(method.inner, steps=10 * method.inner.steps, tolerance=0.0)
+        inner = NewtonCG(NEWTON_STEPS, dim, tolerance=1e-300)
         return replace(method, inner=inner, gradient=Implicit(steps=dim, curvature="hessian"))
     inner = Newton(NEWTON_STEPS, curvature="hessian", tolerance=1e-300)
     return replace(method, inner=inner, gradient=Implicit("cholesky", curvature="hessian"))

@@ -23,6 +23,7 @@ START_SD = 0.3
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 500
 CHUNK = 2000
+SHARED_LR = 0.01
 Sets = tuple[TaskBatch, TaskBatch]
 
 
@@ -99,8 +100,9 @@ def deterministic(problem: Problem) -> bool:
     draws = method.posterior.form.name != "point" and not hasattr(objective, "points")
     if draws and method.noise == "fresh":
         return False
-    split = isinstance(objective, Validation) and objective.support is not None
-    return not (split and objective.fresh and problem.query is None)
+    if not isinstance(objective, Validation) or objective.support is None:
+        return True
+    return problem.query is not None or not objective.fresh
 
 
 def start_prior(problem: Problem) -> Prior:
@@ -154,14 +156,20 @@ def _search(fit: _Fit) -> Trace:
         batch = next(batches)
         return fit.evaluate(batch, fit.draw(batch, split), fit.noise(batch))
 
-    plain = optimiser == "sgd"
+    steps = method.steps or NOISY_STEPS
+    if optimiser == "sgd":
+        # Papers step along the mean over tasks; ψ, which they do not have, goes with Adam.
+        prior = [p for p in fit.prior.parameters() if p.requires_grad]
+        groups = [
+            (torch.optim.SGD, prior, method.lr / len(problem.family)),
+            (torch.optim.Adam, [*fit.shared.values()], SHARED_LR),
+        ]
+    else:
+        groups = [(torch.optim.Adam, fit.parameters(), method.lr)]
     return descend(
         noisy,
-        fit.parameters(),
-        steps=method.steps or NOISY_STEPS,
-        # sgd steps along the mean over tasks, as papers do; adam does not see the scale.
-        lr=method.lr / len(problem.family) if plain else method.lr,
-        optimiser=torch.optim.SGD if plain else torch.optim.Adam,
+        groups,
+        steps=steps,
         callbacks=problem.callbacks,
     )
 
@@ -221,7 +229,7 @@ def adapted(
         params = step.params(free, shared, len(some))
         with torch.no_grad():
             posterior, _ = step.adapt(params, some.batch())
-            parts.append(posterior.map(lambda t: t.expand(len(some), *t.shape[1:])))
+            parts.append(posterior)
             seen = query if query is None or some is family else query.subset(index)
             value, ended = _valued(problem, step, params, some, seen)
         evidence.append(value)

@@ -1,4 +1,4 @@
-"""`bm.meta_gradient`: the gradient of M as written, with the evidence of how well it was computed."""
+"""`bm.meta_gradient`: the gradient of M as written, and how well it was computed."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
     model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
     learned = learned_steps(model, method)
-    if learned is not None:
+    if learned is not None and LEARNED_STEPS not in model.shared:
         model.add_shared(LEARNED_STEPS, learned)
     return model
 

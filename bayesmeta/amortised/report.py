@@ -79,12 +79,12 @@ class Report:
     def __str__(self) -> str:
         """Three lines a person can read."""
         bad = sum(result is not Result.converged for result in self.result)
+        inner = f"inner steps {_range(self.steps)}, stationarity {_range(self.stationarity)}"
+        solves = f"residual {_range(self.solve_residual)}, products {_range(self.solve_steps)}"
+        negative = int(self.negative_curvature.sum())
         lines = [
-            f"{len(self.names)} tasks, {bad} flagged; inner steps {_range(self.steps)}, "
-            f"stationarity {_range(self.stationarity)} nats per unit of θ",
-            f"linear solves: residual {_range(self.solve_residual)}, products "
-            f"{_range(self.solve_steps)}, negative curvature in "
-            f"{int(self.negative_curvature.sum())} tasks",
+            f"{len(self.names)} tasks, {bad} flagged; {inner} nats per unit of θ",
+            f"linear solves: {solves}, negative curvature in {negative} tasks",
         ]
         for name, audit in self.audits.items():
             limit = "" if audit.bound is None else f" (at most {audit.bound:.2g} by Lemma 3)"

@@ -61,7 +61,7 @@ class MetaStep:
     def __init__(self, model: Model, prior: Prior, method: Method, family: TaskFamily) -> None:
         linear = model.likelihood is None or model.is_affine(family)
         self.model, self.prior = model, prior
-        self.method = with_curvature(method, linear)
+        self.method = with_curvature(method, linear, model.dim)
         points = getattr(method.objective, "points", 1)
         if points > 1:
             raise InputError(

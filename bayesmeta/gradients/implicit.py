@@ -36,8 +36,9 @@ class Implicit:
             in θ₀.
         tolerance: relative residual at which a task's solve stops; 0 takes all steps.
         curvature: "hessian" or "ggn" for H, or "auto": the Hessian where the prediction is linear
-            in the weights or there is no likelihood, else the Gauss-Newton matrix, for which
-            A ⪰ Λ and no solve can amplify.
+            in the weights, there is no likelihood, or "cholesky" solves for at most 100 weights;
+            else the Gauss-Newton matrix, for which A ⪰ Λ and no solve can amplify, but which is
+            not the curvature of the loss: `audit=` measures the difference.
         damping: added to A's diagonal; 0, since any other value solves another system.
         scale: step of neumann, relative to Σ₀; it converges below 2 / (largest eigenvalue of Σ₀A).
         warm_start: in a fit, start each task's solve at its last solution, which a small outer
@@ -66,7 +67,7 @@ class Implicit:
 
         def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
             found = self.solve(build(params), adapted.theta, cotangent, start)
-            _, pullback = vjp(lambda p: build(p).gradient(adapted.theta), params)
+            pullback = vjp(lambda p: build(p).gradient(adapted.theta), params)[1]
             solved = Solved(found.residual, found.steps, found.negative, found.value)
             return pullback(-found.value)[0], solved
 

@@ -8,6 +8,7 @@ FirstOrder     ∂θ_T/∂θ₀ = I, nothing else moves: Truncated(0)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def _through(
         adapted = adapt(problem, algorithm, theta=begin, steps=steps)
         return adapted.theta, (adapted.residual, adapted.steps, adapted.result)
 
-    theta, pullback, rest = vjp(path, params, has_aux=True)
+    found: tuple[Any, ...] = vjp(path, params, has_aux=True)
+    theta, pullback, rest = found
 
     def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
         return pullback(cotangent)[0], Solved.none(cotangent)

@@ -17,7 +17,7 @@ from bayesmeta.expectation import LinearExpectation, drawn_loss
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import Estimate, Problem
-from bayesmeta.objective import per_task, total
+from bayesmeta.objective import Variational, per_task, total
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
@@ -185,7 +185,9 @@ class _Descent:
         everyone = len(batch) == len(self.everyone)
         posteriors = self.posteriors(None if everyone else batch.index)
         prior = self.present_prior()
-        beta = weight * self.method.objective.beta
+        objective = self.method.objective
+        assert isinstance(objective, Variational)  # the only one that free Q_i have
+        beta = weight * objective.beta
         values = per_task(self.losses(batch, posteriors, noise), posteriors, prior, beta)
         penalty = self.prior.log_hyperprior(prior) if self.prior.learn == "all" else 0.0
         return total(values, len(self.everyone)) - penalty
@@ -235,9 +237,8 @@ def _search(descent: _Descent) -> Trace:
 
     return descend(
         objective,
-        descent.parameters(),
+        [(torch.optim.Adam, descent.parameters(), method.lr)],
         steps=steps,
-        lr=method.lr,
         callbacks=problem.callbacks,
         after=descent.reset,
     )

@@ -91,7 +91,7 @@ def _tasks(
         view = LinearTasks(*parts)
     assert method is not None
     canonical = design is not None or model.likelihood is None or model.is_affine(family)
-    posterior, objective = with_curvature(method, canonical).posterior, method.objective
+    posterior, objective = with_curvature(method, canonical, model.dim).posterior, method.objective
     assert isinstance(posterior, Proximal)
     assert isinstance(objective, EvidenceObjective)
     steps = getattr(method.inner, "steps", STEPS)

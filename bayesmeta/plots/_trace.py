@@ -96,6 +96,9 @@ def trace_caption(fit: Fit, **_: Any) -> str:
         "restricted": "the exact −log evidence with θ₀ integrated out",
         "bound": "an upper bound on −log evidence",
         "laplace": "the Laplace approximation of −log evidence",
+        "quadrature": "−log evidence by quadrature",
+        "penalised": "the penalised −log-likelihood",
+        "validation": "the −log-likelihood of query rows",
     }[fit.evidence_kind]
     if len(values) < 2:
         return f"M, {name}, was minimised in closed form: there is no path to show."
