@@ -322,7 +322,7 @@ def test_a_model_that_bends_in_one_task_only_is_not_taken_for_linear() -> None:
 
 
 def test_a_step_that_is_not_finite_is_not_taken() -> None:
-    from bayesmeta.outer import adam
+    from bayesmeta.outer import descend
 
     p = torch.zeros(()).requires_grad_()
     seen = []
@@ -331,5 +331,5 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
         seen.append(float(p.detach()))
         return (p - 5).square() * (torch.nan if step >= 5 else 1.0)
 
-    trace = adam(objective, [p], steps=8, lr=0.1)
+    trace = descend(objective, [(torch.optim.Adam, [p], 0.1)], steps=8)
     assert trace.skipped == 3 and seen[5] == seen[6] == seen[7] == float(p.detach()) > 0.3
