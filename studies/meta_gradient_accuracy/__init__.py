@@ -47,7 +47,7 @@ def run(quick: bool, device: str) -> Result:
 def headline(table: pd.DataFrame) -> str:
     """Accuracy, growth and bound, from the table."""
     near = select(table, panel="accuracy")
-    enough = max(near["cg_steps"].dropna().tolist())
+    enough = int(max(near["cg_steps"].dropna().tolist()))
     fast = select(near, method="Nesterov implicit")
     last = select(fast, steps=fast["steps"].max())
     gains = _gains(near, enough)
