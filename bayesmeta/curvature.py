@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import vmap
 
-Map = Callable[[Tensor], Tensor]
+from bayesmeta.derivatives import Map, pullback, slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def hessian(gradient: Map, theta: Tensor) -> Curvature:
         >>> cubic.dense(torch.zeros(1, 1)).tolist()
         [[[6.0]]]
     """
-    return Curvature(_pullback(gradient, theta)[1])
+    return Curvature(pullback(gradient, theta)[1])
 
 
 def gauss_newton(predict: Map, loss: Map, theta: Tensor) -> Curvature:
@@ -75,9 +75,9 @@ def gauss_newton(predict: Map, loss: Map, theta: Tensor) -> Curvature:
         >>> poisson.dense(torch.zeros(1, 1)).tolist()  # x² exp η
         [[[4.0]]]
     """
-    eta, pull = _pullback(predict, theta)
+    eta, pull = pullback(predict, theta)
     # Jᵀu is linear in u, so its own pullback is v -> J v, and no forward mode is needed.
-    _, push = _pullback(pull, torch.zeros_like(eta))
+    _, push = pullback(pull, torch.zeros_like(eta))
     half = _positive_root(_row_hessians(loss, eta))
 
     def product(v: Tensor) -> Tensor:
@@ -90,12 +90,6 @@ def gauss_newton(predict: Map, loss: Map, theta: Tensor) -> Curvature:
         return (half.mT @ rows).flatten(1, 2).mT
 
     return Curvature(product, root)
-
-
-def _pullback(function: Map, at: Tensor) -> tuple[Tensor, Map]:
-    """The function's value, and u -> Jᵀu at the same point."""
-    value, pull = vjp(function, at)[:2]
-    return value, lambda u: pull(u)[0]
 
 
 def _jacobian(pull: Map, push: Map, theta: Tensor, eta: Tensor) -> Tensor:
@@ -121,7 +115,7 @@ def _row_hessians(loss: Map, eta: Tensor) -> Tensor:
     """(task, row, class, class) second derivatives of each row; one class where η has none."""
     single = eta.ndim == 2
     classes = 1 if single else eta.shape[-1]
-    _, pull = _pullback(grad(lambda e: loss(e).sum()), eta)
+    _, pull = pullback(lambda e: slope(loss, e)[1], eta)
     eye = torch.eye(classes, dtype=eta.dtype, device=eta.device)
     units = eye[:, 0] if single else eye
     columns = vmap(lambda unit: pull(unit.expand(eta.shape)))(units)

@@ -18,7 +18,7 @@ LAYERS = """
     results
     atomic
     tasks gaussian likelihoods
-    splits forms tables
+    splits forms tables derivatives
     prior models families standardise
     expectation predictions linsolve curvature
     inner

@@ -198,7 +198,7 @@ def test_planted_without_stand_ins_a_broken_task_spoils_the_gradient(monkeypatch
 
 
 def test_planted_without_the_finite_check_a_broken_task_walks_on(monkeypatch):
-    monkeypatch.setattr(loop, "_finite", lambda theta, gradient: torch.ones(4, dtype=torch.bool))
+    monkeypatch.setattr(loop._Point, "finite", lambda point: torch.ones(4, dtype=torch.bool))
     adapted = adapt(quadratic_problem(poisoned(quadratics())), GradientDescent(0.1, 6))
     assert adapted.theta[2].isnan().all()
     assert adapted.steps[2] == 6

@@ -167,7 +167,7 @@ class MetaStep:
             for part in partial
         }
         problem = build(params)
-        force = problem.precision_product(adapted.theta - problem.start).norm(dim=-1)
+        force = problem.force(adapted.theta).norm(dim=-1)
         return Outcome(values, gradients, adapted, force, solved)
 
     def adapt(self, params: Params, batch: TaskBatch) -> tuple[Gaussian, Adapted]:

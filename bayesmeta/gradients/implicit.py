@@ -66,8 +66,14 @@ class Implicit:
         adapted = adapt(build(params), algorithm)
 
         def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
-            found = self.solve(build(params), adapted.theta, cotangent, start)
-            pullback = vjp(lambda p: build(p).gradient(adapted.theta), params)[1]
+            def stationary(p: Params) -> Tensor:
+                # ∇f moves with ψ only; without one the anchor's part is all.
+                problem = build(p)
+                return (problem.gradient if p["shared"] else problem.force)(adapted.theta)
+
+            with torch.no_grad():
+                found = self.solve(build(params), adapted.theta, cotangent, start)
+            pullback = vjp(stationary, params)[1]
             solved = Solved(found.residual, found.steps, found.negative, found.value)
             return pullback(-found.value)[0], solved
 

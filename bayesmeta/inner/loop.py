@@ -147,15 +147,29 @@ def adapt(
         return _Loop(problem, algorithm, theta).run(limit)
 
 
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """θ of every task and what F is there; only θ and ∇F may carry a graph."""
+
+    theta: Tensor
+    gradient: Tensor
+    value: Tensor
+    residual: Tensor
+
+    def finite(self) -> Tensor:
+        """(task,) whether θ and ∇F are, and with them their norms."""
+        return (_norm(self.theta) + self.residual).isfinite()
+
+
 class _Loop:
     """What the steps of one adaptation share."""
 
     def __init__(self, problem: InnerProblem, algorithm: Algorithm, theta: Tensor) -> None:
         self.algorithm = algorithm
         self.original = theta
-        gradient = problem.gradient(theta)
-        self.healthy = _finite(theta, gradient)
-        self.first = _norm(gradient)
+        value, gradient = problem.evaluate(theta)
+        self.at = _Point(theta, gradient, value.detach(), _norm(gradient))
+        self.healthy = self.at.finite()
         self.recording = gradient.requires_grad
         if self.recording:
             # 0 · NaN is NaN in a backward pass: a broken task walks as a copy of a sound one.
@@ -166,71 +180,59 @@ class _Loop:
             )
             problem, theta = _reindexed(problem, stand_in), theta[stand_in]
             gradient = problem.gradient(theta)
-        self.problem, self.theta, self.gradient = problem, theta, gradient
+            self.at = _Point(theta, gradient, self.at.value[stand_in], self.at.residual[stand_in])
+        self.problem = problem
 
     def run(self, limit: int) -> Adapted:
-        theta, gradient, alive, residual = self.theta, self.gradient, self.healthy, self.first
-        tolerance = self.algorithm.tolerance
-        state = self.algorithm.init(self.problem, theta)
+        at, alive, tolerance = self.at, self.healthy, self.algorithm.tolerance
+        state = self.algorithm.init(self.problem, at.theta)
         taken = torch.zeros_like(alive, dtype=torch.long)
         for step in range(limit):
-            running = alive & (residual > tolerance) if tolerance > 0 else alive
+            running = alive & (at.residual > tolerance) if tolerance > 0 else alive
             if tolerance > 0 and step % CHECK_EVERY == 0 and not bool(running.any()):
                 break
-            proposal, next_state = self.algorithm.step(self.problem, theta, gradient, state)
-            if proposal.shape != theta.shape:
+            proposal, next_state = self.algorithm.step(self.problem, at.theta, at.gradient, state)
+            if proposal.shape != at.theta.shape:
                 raise InputError(
                     f"{type(self.algorithm).__name__}.step gave a theta {tuple(proposal.shape)} "
-                    f"for {tuple(theta.shape)}: return (task, dim)"
+                    f"for {tuple(at.theta.shape)}: return (task, dim)"
                 )
-            last = step == limit - 1
-            theta, gradient, finite = self.move(theta, gradient, proposal, running, last=last)
+            at, finite = self.move(at, proposal, running, last=step == limit - 1)
             moved, alive = running & finite, alive & (finite | ~running)
             state = tree_map(_chooser(moved), next_state, state)
-            residual = torch.where(moved, _norm(gradient), residual)
             taken = taken + moved
         # A failed task's θ is a constant: what a loss makes of it is no gradient of anything.
-        theta = torch.where(alive[:, None], theta, theta.detach())
+        theta = torch.where(alive[:, None], at.theta, at.theta.detach())
         theta = torch.where(self.healthy[:, None], theta, self.original.detach())
-        return Adapted(theta, residual, taken, self.code(theta.detach(), residual, alive))
+        return Adapted(theta, at.residual, taken, self.code(at, alive))
 
     def move(
-        self, theta: Tensor, gradient: Tensor, proposal: Tensor, running: Tensor, *, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """θ and ∇F after one step of the tasks that run, and where the step was finite."""
-        if not self.recording:
-            proposed = self.problem.gradient(proposal)
-            finite = _finite(proposal, proposed)
-            moved = (running & finite)[:, None]
-            return (
-                torch.where(moved, proposal, theta),
-                torch.where(moved, proposed, gradient),
-                finite,
-            )
+        self, at: _Point, proposal: Tensor, running: Tensor, *, last: bool
+    ) -> tuple[_Point, Tensor]:
+        """Where one step takes the tasks that run, and (task,) whether the step was finite."""
         with torch.no_grad():
-            proposed = self.problem.gradient(proposal.detach())
-        finite = _finite(proposal, proposed)
-        moved = (running & finite)[:, None]
-        theta = torch.where(moved, proposal, theta)
-        # Nobody differentiates the last gradient: its values are known already.
-        following = torch.where(moved, proposed, gradient) if last else self.problem.gradient(theta)
-        return theta, following, finite
+            value, proposed = self.problem.evaluate(proposal.detach())
+        new = _Point(proposal, proposed, value, _norm(proposed))
+        finite = new.finite()
+        moved = running & finite
+        theta = torch.where(moved[:, None], proposal, at.theta)
+        if self.recording and not last:
+            gradient = self.problem.gradient(theta)
+        else:  # nobody differentiates the last gradient: its values are known already
+            gradient = torch.where(moved[:, None], proposed, at.gradient)
+        value = torch.where(moved, new.value, at.value)
+        return _Point(theta, gradient, value, torch.where(moved, new.residual, at.residual)), finite
 
-    def code(self, theta: Tensor, residual: Tensor, alive: Tensor) -> Tensor:
+    def code(self, at: _Point, alive: Tensor) -> Tensor:
         """(task,) how each task ended."""
         with torch.no_grad():
-            problem = self.problem
-            rise = problem.value(theta) > problem.value(self.theta)
             if self.algorithm.tolerance > 0:
-                solved = residual <= self.algorithm.tolerance
+                solved = at.residual <= self.algorithm.tolerance
             else:
-                scale = self.first
-                if problem.anchor is not None:
-                    pull = problem.precision_product(theta - problem.anchor.mean)
-                    scale = torch.maximum(scale, _norm(pull))
-                solved = residual <= math.sqrt(torch.finfo(theta.dtype).eps) * scale
+                scale = torch.maximum(self.at.residual, _norm(self.problem.force(at.theta)))
+                solved = at.residual <= math.sqrt(torch.finfo(at.theta.dtype).eps) * scale
             code = torch.where(solved, CODE[Result.converged], CODE[Result.max_steps])
-            diverged = (residual > GROWTH * self.first) & rise
+            diverged = (at.residual > GROWTH * self.at.residual) & (at.value > self.at.value)
             code = torch.where(diverged, CODE[Result.diverged], code)
             return torch.where(alive, code, CODE[Result.nonfinite])
 
@@ -255,11 +257,6 @@ def _reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
         start=problem.start[index],
         anchor=anchor,
     )
-
-
-def _finite(theta: Tensor, gradient: Tensor) -> Tensor:
-    """(task,) whether a point, and the gradient there with its norm, are finite."""
-    return theta.isfinite().all(-1) & _norm(gradient).isfinite()
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from bayesmeta.curvature import Curvature, gauss_newton, hessian
+from bayesmeta.derivatives import slope
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.models import Model
 from bayesmeta.results import InputError
@@ -59,9 +59,24 @@ class InnerProblem:
         energy = self.energy(theta)
         return energy if self.anchor is None else energy + self.anchor.quadratic(theta)
 
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """(task,) F_i(θ_i) in nats and (task, dim) ∇F_i(θ_i); differentiable."""
+        value, gradient = slope(self.energy, theta)
+        if self.anchor is None:
+            return value, gradient
+        force = self.force(theta)
+        return value + 0.5 * ((theta - self.anchor.mean) * force).sum(-1), gradient + force
+
     def gradient(self, theta: Tensor) -> Tensor:
         """(task, dim) ∇F_i(θ_i); differentiable."""
-        return grad(lambda t: self.value(t).sum())(theta)
+        gradient = slope(self.energy, theta)[1]
+        return gradient if self.anchor is None else gradient + self.force(theta)
+
+    def force(self, theta: Tensor) -> Tensor:
+        """(task, dim) Λ(θ − θ₀), the anchor's part of ∇F; 0 without an anchor."""
+        if self.anchor is None:
+            return torch.zeros_like(theta)
+        return self.anchor.precision_product(theta - self.anchor.mean)
 
     def precision_product(self, v: Tensor) -> Tensor:
         """(task, dim) Λ v; 0 without an anchor."""
@@ -86,7 +101,7 @@ class InnerProblem:
             InputError: the model has no likelihood, which the Gauss-Newton matrix needs.
         """
         if kind != "ggn":
-            return hessian(grad(lambda t: self.energy(t).sum()), theta)
+            return hessian(lambda t: slope(self.energy, t)[1], theta)
         if self.model.likelihood is None:
             raise InputError(
                 "the Gauss-Newton matrix needs a model with a likelihood; for an energy use "

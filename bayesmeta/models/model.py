@@ -67,7 +67,12 @@ class Model(nn.Module):
         self.chunk_size = chunk_size
         parameters = dict(module.named_parameters())
         self.adapted = tuple(_select(parameters, adapt))
-        self.sizes = tuple(parameters[name].numel() for name in self.adapted)
+        self.shapes = tuple(parameters[name].shape for name in self.adapted)
+        self.sizes = tuple(shape.numel() for shape in self.shapes)
+        # Looking for weights that share a tensor costs as much as a small network.
+        self.tied = len(dict(self.named_parameters(remove_duplicate=False))) > len(
+            dict(self.named_parameters())
+        )
         default = [n for name in self.adapted for n in coordinate_names(name, parameters[name])]
         self.names = tuple(names) if names is not None else tuple(default)
         if len(self.names) != len(default):
@@ -112,12 +117,8 @@ class Model(nn.Module):
         return self
 
     def unflatten(self, theta: Tensor) -> Tensors:
-        parameters = dict(self.module.named_parameters())
-        parts = theta.split(self.sizes)
-        return {
-            f"module.{name}": part.reshape(parameters[name].shape)
-            for name, part in zip(self.adapted, parts, strict=True)
-        }
+        parts = zip(self.adapted, theta.split(self.sizes), self.shapes, strict=True)
+        return {f"module.{name}": part.reshape(shape) for name, part, shape in parts}
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         """Whatever `function` computes, with θ and ψ in the place of this module's parameters."""
@@ -126,7 +127,7 @@ class Model(nn.Module):
     def at(self, theta: Tensor | None, shared: Tensors, function: Callable[[], Tensor]) -> Tensor:
         """`function()`, evaluated at θ (dim,) and ψ."""
         values = shared if theta is None else {**shared, **self.unflatten(theta)}
-        return functional_call(self, values, (function,))
+        return functional_call(self, values, (function,), tie_weights=self.tied)
 
     def prediction(self, tensors: Tensors) -> Tensor:
         """(row,) or (row, classes) for one task at the present weights, offset included."""

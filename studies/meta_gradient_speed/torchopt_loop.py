@@ -1,0 +1,59 @@
+"""TorchOpt's implicit differentiation of an inner solver, task after task.
+
+Its gradient rule is a torch.autograd.Function without a batching rule, so vmap does not take it;
+one decorated solver serves all tasks. Its own conjugate gradients (linear_solve.solve_cg) start
+where all contenders start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torchopt
+from plain_loop import energy
+from torch import Tensor
+from torchopt.diff.implicit import custom_root
+from torchopt.linear_solve import solve_cg
+
+if TYPE_CHECKING:
+    from studies.meta_gradient_speed.worker import Step, Task
+
+
+def prepare(task: Task, name: str) -> Step:
+    """The whole meta-gradient as one call."""
+    slope = torch.func.grad(lambda theta, x, y: energy(theta, x, y, task.shapes))
+
+    def optimality(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return slope(theta, x, y) + task.precision * (theta - theta0)
+
+    def solve(matvec: Any, b: Any) -> Any:
+        start = torchopt.pytree.tree_map(lambda v: v / task.precision, b)
+        return solve_cg(init=start, maxiter=task.cg_steps, rtol=0.0)(matvec, b)
+
+    @custom_root(optimality, argnums=1, solve=solve)
+    def adapt(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        for _ in range(task.steps):
+            theta = theta.detach().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(energy(theta, x, y, task.shapes), theta)
+            with torch.no_grad():
+                theta = theta - task.rate * (gradient + task.precision * (theta - theta0))
+        return theta
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(task.device)
+
+    theta0 = tensor(task.theta0).requires_grad_()
+    sets = list(zip(*map(tensor, (task.x, task.y, task.query_x, task.query_y)), strict=True))
+
+    def step() -> np.ndarray:
+        total = torch.zeros_like(theta0)
+        for x, y, query_x, query_y in sets:
+            theta = adapt(theta0.detach(), theta0, x, y)
+            loss = energy(theta, query_x, query_y, task.shapes)
+            total += torch.autograd.grad(loss, theta0)[0]
+        return total.cpu().numpy()
+
+    return step
