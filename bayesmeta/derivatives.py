@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch._C._functorch as functorch
 from torch import Tensor
-from torch._C import _functorch
 from torch.func import grad, vjp
 
 Map = Callable[[Tensor], Tensor]
@@ -76,5 +76,5 @@ def _without_graph() -> bool:
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or _functorch.peek_interpreter_stack() is not None
+        or functorch.peek_interpreter_stack() is not None
     )

@@ -6,7 +6,7 @@
 
     y = A sin(x − φ),  A ~ U(0.1, 5),  φ ~ U(0, π),  x ~ U(−5, 5);  ReLU network 1-40-40-1
 
-Training tasks are 20,000 with 20 rows, of which a method with a query set draws 10 at each step to
+Training tasks are 4,000 with 20 rows, of which a method with a query set draws 10 at each step to
 adapt to, as good as a stream of fresh ones; a step takes 25 of them. The 100 seconds are the core's
 own, of the process and its compilers, from the call of `bm.fit` to the last outer step: starting up
 and compiling count, tuning and the adaptation of the training tasks at the end of a fit do not. How
@@ -86,6 +86,8 @@ def _interval(row: pd.Series) -> str:
 
 
 def _steps(adaptation: str) -> str:
-    return "to the end" if adaptation == "converged" else f"{adaptation} steps".replace(
-        "1 steps", "1 step"
+    return (
+        "to the end"
+        if adaptation == "converged"
+        else f"{adaptation} steps".replace("1 steps", "1 step")
     )

@@ -1,4 +1,4 @@
-"""The figure: squared error against the number of adaptation steps, a panel per number of points."""
+"""The figure: squared error against adaptation steps, a panel per number of points."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
             place, line = [END + APART * ended], "none"
             ended += 1
         else:
-            rows = rows.assign(place=rows["adaptation"].astype(float)).sort_values("place")
-            place, line = rows["place"], LINES[name]
+            place, line = rows["adaptation"].astype(float), LINES[name]
         bars = [rows["mse"] - rows["mse_low"], rows["mse_high"] - rows["mse"]]
         ax.errorbar(
             place, rows["mse"], bars, linestyle=line, elinewidth=0.8, label=NAMES[name], **look

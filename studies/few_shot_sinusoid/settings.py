@@ -106,9 +106,7 @@ def _laplace() -> tuple[Setting, ...]:
 
 def _joint() -> tuple[Setting, ...]:
     """Every step moves every Q_i, so few tasks mean many steps."""
-    settled = bm.methods.joint(
-        covariance="diagonal", steps=400, warmup=0.0, lr=0.01, draws=2
-    )
+    settled = bm.methods.joint(covariance="diagonal", steps=400, warmup=0.0, lr=0.01, draws=2)
     return tuple(
         Setting(
             f"{tasks} tasks, {'learned' if noise is None else 'held'} noise, lr {outer:g}",
@@ -133,4 +131,4 @@ GRID: dict[str, tuple[Setting, ...]] = {
     "laplace": _laplace(),
     "joint": _joint(),
 }
-CHOSEN: dict[str, int] = {name: 0 for name in GRID}
+CHOSEN: dict[str, int] = dict.fromkeys(GRID, 0)

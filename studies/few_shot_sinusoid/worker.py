@@ -10,6 +10,8 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +45,7 @@ class Size:
     """
 
     seconds: float = 100.0
-    train: int = 20_000
+    train: int = 4_000
     test: int = 600
     seed: int = 1
     compile: bool = True
@@ -151,16 +153,15 @@ def _fit(setting: Setting, size: Size) -> tuple[bm.Fit, dict[str, Any]]:
 def _pace(setting: Setting, method: Method, family: bm.TaskFamily) -> Pace:
     """Seconds to the first step, compilation included, and per step."""
     clock = _Clock(enough=PACE_SECONDS)
-    try:
-        bm.fit(
-            _model(setting.noise), family, method=replace(method, steps=10**6), callbacks=[clock]
-        )
-    except _Enough:
-        pass
+    endless = replace(method, steps=10**6)
+    with suppress(_Enough):
+        bm.fit(_model(setting.noise), family, method=endless, callbacks=[clock])
     return Pace(clock.marks[0][1] - clock.marks[0][0] * clock.step, clock.step)
 
 
-def _errors(setting: Setting, fitted: bm.Fit, support: bm.TaskFamily, query: bm.TaskFamily, size: Size):
+def _errors(
+    setting: Setting, fitted: bm.Fit, support: bm.TaskFamily, query: bm.TaskFamily, size: Size
+) -> Iterator[tuple[str, bool, Tensor]]:
     """(steps, whether they are the method's own, squared error of each task), for every number."""
     if setting.adaptation is not None:
         settled = setting.adaptation

@@ -31,6 +31,7 @@ def energy(theta: Tensor, x: Tensor, y: Tensor, shapes: list[tuple[int, ...]]) -
 
 def prepare(task: Task, name: str) -> Step:
     """The whole meta-gradient as one call."""
+
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(task.device)
 
