@@ -51,7 +51,7 @@ def test_the_audit_finds_planted_errors(planted, monkeypatch):
         monkeypatch.setattr(
             audit_module,
             "exact",
-            lambda m, d: Method(
+            lambda m, d, tolerance: Method(
                 Proximal(), GradientDescent(0.1, 2000, per="task"), Unrolled(), m.objective
             ),
         )

@@ -32,8 +32,8 @@ class Implicit:
         solver: "cg" (conjugate gradients on curvature products, preconditioned by Σ₀), "neumann"
             (the series u ← u + Σ₀(v − A u)·scale), or "cholesky" (dense; with the Gauss-Newton
             matrix and fewer rows than weights, in the space of rows).
-        steps: products of cg or neumann. Both start at u = Σ₀ v, so that 0 steps are `FirstOrder`
-            in θ₀.
+        steps: products of cg or neumann. 0 are u = Σ₀v, `FirstOrder` in θ₀; neumann goes on from
+            there, cg starts at u = 0, from where k products find the best u that they can.
         tolerance: relative residual at which a task's solve stops; 0 takes all steps.
         curvature: "hessian" or "ggn" for H, or "auto": the Hessian where the prediction is linear
             in the weights, there is no likelihood, or "cholesky" solves for at most 100 weights;
@@ -82,14 +82,15 @@ class Implicit:
     def solve(
         self, problem: InnerProblem, theta: Tensor, v: Tensor, start: Tensor | None = None
     ) -> Solution:
-        """u with A u = v for every task, from `start` or Σ₀ v."""
+        """u with A u = v for every task; `start` is where an earlier solve ended."""
         curvature = problem.curvature(theta, self.curvature)
 
         def product(u: Tensor) -> Tensor:
             return curvature.product(u) + problem.precision_product(u) + self.damping * u
 
         prior = problem.covariance_product
-        start = prior(v) if start is None else start
+        if start is None and (self.solver == "neumann" or self.steps == 0):
+            start = prior(v)
         if self.solver == "neumann":
             return neumann(
                 product, v, steps=self.steps, scale=lambda r: self.scale * prior(r), start=start

@@ -51,11 +51,8 @@ def headline(table: pd.DataFrame) -> str:
     fast = select(near, method="Nesterov implicit")
     last = select(fast, steps=fast["steps"].max())
     gains = _gains(near, enough)
-    few = select(table, panel="cg").groupby(["method", "cg_steps"]).error.median()
-    left, zero = (
-        " / ".join(f"{few[start, steps]:.2g}" for steps in FEW_CG)
-        for start in ("CG from Σ₀v", "CG from 0")
-    )
+    few = select(table, panel="cg").groupby("cg_steps").error.median()
+    left = " / ".join(f"{few[steps]:.2g}" for steps in FEW_CG)
     slopes = ", ".join(f"{name} {slope(table, name):.2f} ({PAPER[name]:g})" for name in PAPER)
     bound = select(table, panel="lemma3")
     slack = (bound.bound / bound.error)[bound.cg_steps == enough]
@@ -65,7 +62,7 @@ def headline(table: pd.DataFrame) -> str:
         f"steps), and after equally many steps of gradient descent it is below the unrolled one in "
         f"{int((gains > 1).sum())} of {len(gains)} cases, by a factor of {gains.median():.2g} in "
         f"the median; {' / '.join(map(str, FEW_CG))} CG steps leave relative "
-        f"errors of {left} (started at u = 0: {zero}). "
+        f"errors of {left}. "
         f"Steps to {TARGET:g} grow as κ to the power (the paper's in brackets): {slopes}, and only "
         f"unrolling records them. "
         f"Lemma 3's bound is broken in {int((bound.error > bound.bound).sum())} of {len(bound)} "

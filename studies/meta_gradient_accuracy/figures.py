@@ -65,12 +65,8 @@ def _nesterov(ax: Axes, rows: pd.DataFrame) -> None:
 
 def _conjugate(ax: Axes, rows: pd.DataFrame) -> None:
     rows = rows.loc[rows["cg_steps"] > 0]
-    part = select(rows, method="CG from Σ₀v")
-    _line(ax, part, "cg_steps", "imaml", "from $u$ = Σ$_0v$ (bayesmeta)")
-    look = {"linestyle": "--", "markerfacecolor": "white"}
-    _line(ax, select(rows, method="CG from 0"), "cg_steps", "imaml", "from $u$ = 0", **look)
-    ax.set(xlabel="CG steps", title="CG at the true minimum")
-    ax.legend(frameon=False, loc="lower left", handlelength=2.4, fontsize=6.5)
+    _line(ax, rows, "cg_steps", "imaml", "implicit")
+    ax.set(xlabel="CG steps", title="implicit, at the true minimum θ*")
 
 
 def growth(table: pd.DataFrame, slopes: dict[str, tuple[float, float]]) -> Figure:

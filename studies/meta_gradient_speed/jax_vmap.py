@@ -44,9 +44,7 @@ def prepare(task: Task, name: str) -> Step:
         theta = lax.fori_loop(0, task.steps, descend, theta0)
         b = slope(theta, query_x, query_y)
         _, product = jax.linearize(lambda t: slope(t, x, y), theta)
-        return task.precision * _solve(
-            lambda v: product(v) + task.precision * v, b, b / task.precision, task.cg_steps
-        )
+        return task.precision * _solve(lambda v: product(v) + task.precision * v, b, task.cg_steps)
 
     @jax.jit
     def total(theta0: Any, *sets: Any) -> Any:
@@ -57,8 +55,8 @@ def prepare(task: Task, name: str) -> Step:
     return lambda: np.asarray(total(*arguments))
 
 
-def _solve(product: Any, b: Any, x: Any, steps: int) -> Any:
-    """Conjugate gradients from x."""
+def _solve(product: Any, b: Any, steps: int) -> Any:
+    """Conjugate gradients from 0."""
 
     def move(_: Any, state: Any) -> Any:
         x, r, p, rr = state
@@ -68,5 +66,4 @@ def _solve(product: Any, b: Any, x: Any, steps: int) -> Any:
         new = r @ r
         return x, r, r + new / rr * p, new
 
-    r = b - product(x)
-    return lax.fori_loop(0, steps, move, (x, r, r, r @ r))[0]
+    return lax.fori_loop(0, steps, move, (jnp.zeros_like(b), b, b, b @ b))[0]

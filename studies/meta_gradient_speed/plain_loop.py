@@ -53,7 +53,7 @@ def prepare(task: Task, name: str) -> Step:
         def product(v: Tensor) -> Tensor:
             return grad(slope, theta, v, retain_graph=True)[0] + task.precision * v
 
-        return task.precision * _solve(product, b, b / task.precision, task.cg_steps)
+        return task.precision * _solve(product, b, task.cg_steps)
 
     def step() -> np.ndarray:
         total = torch.zeros_like(theta0)
@@ -64,9 +64,9 @@ def prepare(task: Task, name: str) -> Step:
     return step
 
 
-def _solve(product, b: Tensor, x: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients from x."""
-    r = b - product(x)
+def _solve(product, b: Tensor, steps: int) -> Tensor:
+    """Conjugate gradients from 0."""
+    x, r = torch.zeros_like(b), b
     p, rr = r, r @ r
     for _ in range(steps):
         ap = product(p)

@@ -1,17 +1,15 @@
 """TorchOpt's implicit differentiation of an inner solver, task after task.
 
 Its gradient rule is a torch.autograd.Function without a batching rule, so vmap does not take it;
-one decorated solver serves all tasks. Its own conjugate gradients (linear_solve.solve_cg) start
-where all contenders start.
+one decorated solver serves all tasks. The linear solver is its own conjugate gradients.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torchopt
 from plain_loop import energy
 from torch import Tensor
 from torchopt.diff.implicit import custom_root
@@ -28,11 +26,7 @@ def prepare(task: Task, name: str) -> Step:
     def optimality(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return slope(theta, x, y) + task.precision * (theta - theta0)
 
-    def solve(matvec: Any, b: Any) -> Any:
-        start = torchopt.pytree.tree_map(lambda v: v / task.precision, b)
-        return solve_cg(init=start, maxiter=task.cg_steps, rtol=0.0)(matvec, b)
-
-    @custom_root(optimality, argnums=1, solve=solve)
+    @custom_root(optimality, argnums=1, solve=solve_cg(maxiter=task.cg_steps, rtol=0.0))
     def adapt(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
         for _ in range(task.steps):
             theta = theta.detach().requires_grad_()

@@ -38,7 +38,7 @@ class Task:
 
         f_i(θ) = ½ Σ_rows (y − net(x; θ))²,    F_i(θ) = f_i(θ) + ½ n λ ‖θ − θ₀‖²
         θ*_i: `steps` of θ ← θ − (lr/n) ∇F_i(θ) from θ₀;    g_i is f_i of the query rows
-        (∇²f_i + n λ) u_i = ∇g_i: `cg_steps` from u_i = ∇g_i / (n λ);    the gradient is Σ_i n λ u_i
+        (∇²f_i + n λ) u_i = ∇g_i: `cg_steps` from u_i = 0;    the gradient is Σ_i n λ u_i
 
     Args:
         x, y: (task, row, 1) and (task, row), the support.
