@@ -68,25 +68,31 @@ def _imaml(name: str) -> tuple[Setting, ...]:
     split = {} if name == "variational_imaml" else {"support": SUPPORT}
     return tuple(
         Setting(
-            f"λ {lam:g}, 16 steps of {lr:g}",
+            f"λ {lam:g}, {steps} steps of {lr:g}, {curvature}, outer lr {outer:g}",
             getattr(bm.methods, name)(
-                steps=16, lr=lr, lam=lam, batch=BATCH, outer_lr=1e-3, compile=True, **split
+                steps=steps, lr=lr, lam=lam, curvature=curvature, batch=BATCH, outer_lr=outer,
+                compile=True, **split,
             ),
         )
-        for lam, lr in ((0.01, 0.02), (0.1, 0.02), (0.1, 0.05), (1.0, 0.05))
-    )
+        for lam, steps, lr, curvature, outer in (
+            (0.1, 16, 0.02, "ggn", 4e-3),
+            (0.1, 16, 0.02, "hessian", 4e-3),
+            (1.0, 16, 0.02, "ggn", 4e-3),
+            (0.5, 16, 0.01, "hessian", 4e-3),
+        )
+    )  # fmt: skip
 
 
 def _imaml_hf() -> tuple[Setting, ...]:
     return tuple(
         Setting(
-            f"λ {lam:g}, {steps} Newton steps",
+            f"λ {lam:g}, {steps} Newton steps, outer lr {outer:g}",
             bm.methods.imaml_hf(
                 steps=steps, newton_cg_steps=5, lam=lam, support=SUPPORT, batch=BATCH,
-                outer_lr=1e-3, compile=True,
+                outer_lr=outer, compile=True,
             ),
         )
-        for lam, steps in ((0.01, 3), (0.1, 3), (1.0, 3), (0.1, 5))
+        for lam, steps, outer in ((0.1, 3, 1e-3), (0.1, 3, 4e-3), (1.0, 3, 4e-3), (0.1, 5, 4e-3))
     )  # fmt: skip
 
 

@@ -142,9 +142,7 @@ class Contender:
         Raises:
             RuntimeError: its gradient is another one.
         """
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
         row = {"part": "time", "implementation": self.name, "inner_steps": steps}
         if self.absent:
             return row | {"ms": float("nan"), "note": self.absent}
