@@ -221,7 +221,7 @@ def method_options(name: str) -> dict[str, Any]:
         raise InputError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
     make, joint = getattr(methods, name), name == "joint"
     left_out = ("optimiser", "compile") if joint else ("warmup", "reset_every", "prior_update")
-    renamed = {} if joint else {"steps": "outer_steps", "lr": "outer_lr"}
+    renamed = {} if joint else {name: f"outer_{name}" for name in ("steps", "lr", "tolerance")}
     outer = {
         renamed.get(key, key): hint
         for key, hint in get_type_hints(Method).items()

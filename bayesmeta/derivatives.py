@@ -2,7 +2,8 @@
 
 torch.func's transforms record how a derivative was computed, in case it is differentiated again.
 Under `torch.no_grad` nobody will, and autograd's own functions spare that record: about a quarter
-of the time of a small network. They cannot be called inside a transform, nor compiled.
+of the time of a small network. They cannot be called inside a transform, nor compiled, and record
+nothing at all in inference mode.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ def pullback(function: Map, at: Tensor) -> tuple[Tensor, Map]:
 
 def _without_graph() -> bool:
     """Whether autograd's own functions may be called, and no graph of the result is wanted."""
+    if torch.compiler.is_compiling():
+        return False
     return not (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
         or functorch.peek_interpreter_stack() is not None
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.results import InputError
+from bayesmeta.spectral import leading
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -62,7 +63,7 @@ class Gaussian:
 
     @classmethod
     def from_precision_root(
-        cls, mean: Tensor, diagonal_precision: Tensor, root: Tensor
+        cls, mean: Tensor, diagonal_precision: Tensor, root: Tensor, rank: int | None = None
     ) -> Gaussian:
         """N(m, (Λ + U Uᵀ)⁻¹), what a diagonal prior and a low-rank curvature leave, exactly.
 
@@ -75,6 +76,8 @@ class Gaussian:
             mean: (..., dim) m.
             diagonal_precision: (..., dim) or (dim,) diagonal of Λ, positive.
             root: (..., dim, k) U.
+            rank: keep only so many directions of U Uᵀ, the largest relative to Λ; in the others
+                the Gaussian is as wide as Λ alone leaves it.
 
         Example:
             >>> one = torch.ones(1)
@@ -83,6 +86,9 @@ class Gaussian:
         """
         diagonal = (1 / diagonal_precision).expand_as(mean)
         scaled = diagonal.unsqueeze(-1) * root
+        if rank is not None and rank < root.shape[-1]:
+            kept = leading(root.mT @ scaled, rank, _inverse_root, _inverse_root_slope, 0.0)
+            return cls(mean, diagonal, scaled @ kept, sign=-1)
         half = torch.linalg.solve_triangular(
             _cholesky_of_one_plus(root.mT @ scaled), scaled.mT, upper=False
         )
@@ -285,6 +291,26 @@ class Gaussian:
     def __getitem__(self, index: Any) -> Gaussian:
         """Members of the leading batch axis."""
         return self.map(lambda tensor: tensor[index])
+
+
+def _inverse_root(eigenvalue: Tensor) -> Tensor:
+    return (1 + eigenvalue).rsqrt()
+
+
+def _inverse_root_slope(eigenvalue: Tensor) -> Tensor:
+    return -0.5 * (1 + eigenvalue) ** -1.5
+
+
+def narrowed(root: Tensor, curvature: Tensor, rank: int) -> Tensor:
+    """L with L Lᵀ = (Λ + C_r)⁻¹, for Λ⁻¹ = root rootᵀ and C_r the curvature's leading directions.
+
+    Args:
+        root: (..., dim, dim).
+        curvature: (..., dim, dim) C, symmetric.
+        rank: directions of C to keep, the largest relative to Λ.
+    """
+    inner = root.mT @ curvature @ root
+    return triangular(root @ leading(inner, rank, _inverse_root, _inverse_root_slope, 1.0))
 
 
 def _cholesky_of_one_plus(matrix: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def cg(
     precondition: Product | None = None,
     metric: Product | None = None,
     floor: float = 1e-3,
+    otherwise: Tensor | None = None,
 ) -> Solution:
     """Solve A x = b by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
 
@@ -65,6 +66,7 @@ def cg(
         precondition: v -> M⁻¹ v, positive definite.
         metric: v -> Λ v, the identity by default.
         floor: smallest curvature, in units of the metric's, that counts as positive.
+        otherwise: (task, dim) x of a task whose first direction has negative curvature.
 
     Returns:
         The last iterate, of every task.
@@ -114,8 +116,10 @@ def cg(
         p, rz = torch.where(keep, new_z + beta * p, p), torch.where(going, new_rz, rz)
         done = ~going | (_norm(r) <= enough) | (rz <= 0)
     x = x * unit
-    residual = torch.where(broken, torch.nan, _residual(product, b, x))
-    return Solution(x, residual, taken, negative)
+    if otherwise is not None:
+        x = torch.where((negative & (taken <= 1)).unsqueeze(-1), otherwise, x)
+    left = torch.where(broken, torch.nan, residual(product, b, x))
+    return Solution(x, left, taken, negative)
 
 
 def neumann(
@@ -153,9 +157,9 @@ def neumann(
     for _ in range(steps):
         gap = b - product(x)
         x = x + (scale(gap) if callable(scale) else scale * gap)
-    residual = _residual(product, b, x)
-    taken = torch.full_like(residual, steps, dtype=torch.long).detach()
-    return Solution(x, residual, taken, torch.zeros_like(taken, dtype=torch.bool))
+    left = residual(product, b, x)
+    taken = torch.full_like(left, steps, dtype=torch.long).detach()
+    return Solution(x, left, taken, torch.zeros_like(taken, dtype=torch.bool))
 
 
 def cholesky(matrix: Tensor, b: Tensor) -> Solution:
@@ -179,11 +183,11 @@ def cholesky(matrix: Tensor, b: Tensor) -> Solution:
     # Factorised anew: the gradient of a failed factorisation is NaN, used or not.
     lower = torch.linalg.cholesky_ex(torch.where(usable[..., None], matrix, eye)).L
     x = torch.cholesky_solve(torch.where(usable, b, 0.0).unsqueeze(-1), lower).squeeze(-1)
-    residual = _residual(lambda v: (matrix @ v.unsqueeze(-1)).squeeze(-1), b, x)
-    return Solution(x, residual, torch.zeros_like(negative, dtype=torch.long), negative)
+    left = residual(lambda v: (matrix @ v.unsqueeze(-1)).squeeze(-1), b, x)
+    return Solution(x, left, torch.zeros_like(negative, dtype=torch.long), negative)
 
 
-def _residual(product: Product, b: Tensor, x: Tensor) -> Tensor:
+def residual(product: Product, b: Tensor, x: Tensor) -> Tensor:
     """(task,) ‖b − A x‖ / ‖b‖, or ‖A x‖ where b = 0."""
     unit = _unit(b)
     size = _norm(b / unit)

@@ -5,6 +5,7 @@ What cannot go together is refused here, when the method is made, with what can.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -100,12 +101,12 @@ class Method:
                 )
         for name in ("steps", "draws", "batch", "reset_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+            if value is not None and not (type(value) is int and value >= 1):
+                raise InputError(f"{name} must be a whole number, at least 1, not {value!r}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is a fraction of the steps, in [0, 1), not {self.warmup}")
-        if not (self.lr > 0 and self.tolerance > 0):
-            raise InputError("lr and tolerance must be positive")
+        if not (0 < self.lr < math.inf and 0 < self.tolerance < math.inf):
+            raise InputError("lr and tolerance must be positive and finite")
         if self.batch is not None and self.prior_update == "closed_form":
             raise InputError("the closed-form prior update needs every task: leave batch= out")
         (_refuse_free if isinstance(self.posterior, Free) else _refuse_adapted)(self)
@@ -129,7 +130,16 @@ class Method:
 
     @property
     def exact_gradient(self) -> bool:
-        """Whether the gradient is M's own, but for rounding, once its solves have converged."""
+        """Whether the gradient is M's own, but for rounding, once its solves have converged.
+
+        Of a method whose "auto" curvatures are decided: only the Hessian is the loss's curvature.
+        """
+        rule = self.gradient
+        return self.whole_gradient and getattr(rule, "curvature", "hessian") == "hessian"
+
+    @property
+    def whole_gradient(self) -> bool:
+        """Whether the rule leaves out no part of M's derivative on purpose."""
         envelope = isinstance(self.posterior, Proximal) and self.posterior.form.name == "point"
         if isinstance(self.gradient, Direct):
             return envelope and isinstance(self.objective, Variational) and self.objective.beta == 1
@@ -162,7 +172,7 @@ def _choice_record(choice: Any) -> dict[str, Any] | None:
     if choice is None:
         return None
     name = type(choice).__name__
-    if name not in CHOICES or not is_dataclass(choice):
+    if CHOICES.get(name) is not type(choice) or not is_dataclass(choice):
         return {"kind": "custom", "is": repr(choice)}
     assert not isinstance(choice, type)
     return {"kind": name} | asdict(choice)
@@ -235,6 +245,11 @@ def _refuse_adapted(method: Method) -> None:
     elif isinstance(rule, Direct) and not isinstance(objective, Variational):
         raise InputError("with Q_i held only the Variational objective has an exact gradient: "
                          "use gradient=Implicit()")  # fmt: skip
+    if getattr(inner, "learn_lr", False) and not rule.needs_path:
+        raise InputError(
+            f"learned step sizes get no gradient from {type(rule).__name__}(), which does not see "
+            "the steps: use gradient=Unrolled() or Truncated(k)"
+        )
     if isinstance(objective, Evidence) and method.posterior.form.name == "point":
         raise InputError('the evidence integrates θ: give Proximal(covariance="full")')
 

@@ -96,6 +96,8 @@ def minimise(
         trace.result = Result.nonfinite
     elif trace.gradient <= max(tolerance, scale):
         trace.result = Result.converged
+    elif solution.nit < steps:
+        trace.result = Result.precision
     return trace
 
 

@@ -18,6 +18,10 @@ class Result(Enum):
 
     converged = "converged"
     max_steps = "stopped at the step limit before converging: raise steps= or loosen tolerance="
+    precision = (
+        "ended where its line search found nothing lower, with derivatives above tolerance=: use "
+        "float64, or loosen tolerance="
+    )
     nonfinite = "met a value that is not finite: check the task's data, or lower lr="
     not_concave = (
         "the log-likelihood curves the wrong way under this posterior: raise the prior's "

@@ -17,6 +17,7 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 LAYERS = """
     results
     atomic
+    spectral
     tasks gaussian likelihoods
     splits forms tables derivatives
     prior models families standardise

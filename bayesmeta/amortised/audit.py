@@ -47,9 +47,9 @@ class Audit:
     Args:
         error: ‖g − g_exact‖.
         bound: what Lemma 3 of Rajeswaran et al. (2019) allows, (‖Λ‖ L / μ) δ + δ′, with L the
-            largest curvature of the query loss, μ the smallest of the anchored loss, δ = ‖θ − θ*‖
-            and δ′ the error of the linear solve; None unless both losses are quadratic (the
-            lemma's ρ is 0 there, and unknown elsewhere) and M is the query loss.
+            largest curvature of the query loss in size, μ the smallest of the anchored loss,
+            δ = ‖θ − θ*‖ and δ′ the error of the linear solve; None unless both losses are
+            quadratic (the lemma's ρ is 0 there, and unknown elsewhere) and M is the query loss.
     """
 
     error: float
@@ -105,16 +105,19 @@ def _bounds(
         return None
     inner = step.build(support)(params)
     outer = replace(inner, batch=query, anchor=None)
+    # Any other point shows whether a loss is quadratic; θ itself may be θ₀, or θ*.
+    elsewhere = theta + 1 + theta.abs()
     curvatures = [
-        [p.curvature(at, "hessian").dense(at) for at in (theta, inner.start)]
-        for p in (inner, outer)
+        [p.curvature(at, "hessian").dense(at) for at in (theta, elsewhere)] for p in (inner, outer)
     ]
     if not all(torch.allclose(here, there, rtol=1e-6) for here, there in curvatures):
         return None
     precision = inner.precision_matrix()
+    if not bool(precision.isfinite().all()):
+        return None
     matrix = curvatures[0][0] + precision
     smallest = torch.linalg.eigvalsh(matrix)[:, 0]
-    smooth = torch.linalg.eigvalsh(curvatures[1][0])[:, -1]
+    smooth = torch.linalg.eigvalsh(curvatures[1][0]).abs().amax(-1)
     slope = outer.gradient(theta).unsqueeze(-1)
     solved = (precision @ torch.linalg.solve(matrix, slope)).squeeze(-1)
     rest = torch.linalg.vector_norm(mine - solved, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep, Outcome
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.gradients.rule import Params
+from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS
 from bayesmeta.joint.problem import Estimate, Problem
-from bayesmeta.objective import Validation, total
+from bayesmeta.objective import Evidence, Validation, Variational, total
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
@@ -45,8 +48,7 @@ class _Fit:
         mean = self.prior.free["mean"].detach()
         self.solutions: Tensor | None = None
         if self.method.gradient.warm_start:
-            # A zero start is CG's own; after a task's first solve it is that solution.
-            self.solutions = mean.new_zeros(len(problem.family), len(mean))
+            self.solutions = mean.new_full((len(problem.family), len(mean)), torch.nan)
 
     def parameters(self) -> list[Tensor]:
         return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
@@ -59,9 +61,7 @@ class _Fit:
         params = self.step.params(free, shared, len(batch))
         outcome = self.call(params, *both, noise, start)
         if self.solutions is not None:
-            found = outcome.solved.value
-            kept = torch.where(found.isfinite().all(-1, keepdim=True), found, 0.0)
-            self.solutions[batch.index] = kept
+            self.solutions[batch.index] = outcome.solved.value
         tasks = len(self.problem.family)
         gradients = outcome.gradients
         by_name = {"mean": gradients["anchor"]["mean"].sum(0), **gradients["covariance"]}
@@ -124,7 +124,7 @@ def start_prior(problem: Problem) -> Prior:
 
 
 def _search(fit: _Fit) -> Trace:
-    problem, method = fit.problem, fit.method
+    problem, method = fit.problem, fit.step.method
     objective = method.objective
     split = None
     if isinstance(objective, Validation) and objective.support and problem.query is None:
@@ -244,7 +244,7 @@ def _valued(
     family: TaskFamily,
     query: TaskFamily | None,
 ) -> tuple[Tensor, list[Result]]:
-    """M_i (task,), and how each task's solves went."""
+    """M_i (task,) at β = 1 and by many draws, and how each task's solves went."""
     try:
         both = sets(family, problem.method, problem.generator, query)
     except InputError:
@@ -255,7 +255,26 @@ def _valued(
     noise = step.noise(len(family), problem.model.dim, params["anchor"]["mean"], problem.generator)
     outcome = step(params, *both, noise)
     report = Report.of(outcome, step.method, family.names)
+    if values is None and not isinstance(step.method.objective, Evidence):
+        values = _averaged(problem, step, params, both, outcome.adapted.theta)
     return (outcome.values if values is None else values.to(outcome.values)), report.result
+
+
+def _averaged(
+    problem: Problem, step: MetaStep, params: Params, both: Sets, theta: Tensor
+) -> Tensor:
+    """(task,) M_i at β = 1, a Gaussian Q_i by as many draws as the evidence of a free one."""
+    objective = step.method.objective
+    if isinstance(objective, Variational):
+        objective = replace(objective, beta=1.0)
+    many = step.using(replace(step.method, objective=objective, draws=EVIDENCE_DRAWS))
+    rounds = 1 if step.method.posterior.form.name == "point" else EVIDENCE_ROUNDS
+    noises = (
+        many.noise(len(theta), theta.shape[-1], theta, problem.generator) for _ in range(rounds)
+    )
+    with torch.no_grad():
+        values = [many.loss(theta, params, *both, noise) / rounds for noise in noises]
+    return torch.stack(values).sum(0)
 
 
 def _joined(parts: list[Gaussian]) -> Gaussian:

@@ -18,6 +18,7 @@ from bayesmeta.results import Flag, Result
 
 STATIONARY = 1e-2
 SOLVED = 0.1
+ROUNDING = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class Report:
         curvature: of the system solved: "hessian", "ggn", or None.
         names: of the tasks.
         audits: by name, of the tasks that were compared with the exact answer.
+        whole: whether the rule means to give the gradient of M, of which Reptile and first-order
+            rules leave out a part.
     """
 
     stationarity: Tensor
@@ -49,6 +52,7 @@ class Report:
     curvature: str | None
     names: tuple[str, ...]
     audits: dict[str, Audit] = field(default_factory=dict)
+    whole: bool = True
 
     @classmethod
     def of(cls, outcome: Outcome, method: Method, names: tuple[str, ...]) -> Report:
@@ -66,6 +70,7 @@ class Report:
             result=results(outcome, method),
             curvature=rule.curvature if isinstance(rule, Implicit) else None,
             names=names,
+            whole=method.whole_gradient,
         )
 
     def flagged(self) -> list[Flag]:
@@ -88,14 +93,16 @@ class Report:
         ]
         for name, audit in self.audits.items():
             limit = "" if audit.bound is None else f" (at most {audit.bound:.2g} by Lemma 3)"
-            lines.append(f"audit: task {name}: relative error {audit.error:.2g}{limit}")
+            what = "relative error" if self.whole else "relative distance from the gradient of M"
+            lines.append(f"audit: task {name}: {what} {audit.error:.2g}{limit}")
         return "\n".join(lines)
 
 
 def stationary(residual: Tensor, pull: Tensor, tolerance: float) -> Tensor:
     """(task,) whether θ* solves its problem: by the tolerance, or else to a hundredth."""
     if tolerance > 0:
-        return residual <= tolerance
+        # No solve comes closer than the rounding of what ∇f and the pull have in common.
+        return residual <= (ROUNDING * torch.finfo(residual.dtype).eps * pull).clamp(min=tolerance)
     small = residual <= torch.finfo(residual.dtype).eps ** 0.5
     return (residual <= STATIONARY * pull) | small
 

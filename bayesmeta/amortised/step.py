@@ -61,6 +61,12 @@ class MetaStep:
     def __init__(self, model: Model, prior: Prior, method: Method, family: TaskFamily) -> None:
         linear = model.likelihood is None or model.is_affine(family)
         self.model, self.prior = model, prior
+        lam = getattr(method.posterior, "lam", 1.0)
+        if prior.form.name == "point" and lam is None:
+            raise InputError(
+                'a prior of the form "point" has no Λ = Σ₀⁻¹ to anchor Proximal Q_i: give lam=, or '
+                'a prior of another form, such as "isotropic"'
+            )
         self.method = with_curvature(method, linear, model.dim)
         points = getattr(method.objective, "points", 1)
         if points > 1:

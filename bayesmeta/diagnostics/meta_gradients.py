@@ -40,7 +40,7 @@ def meta_gradients(fit: Fit, *, seed: int = 0) -> Finding:
         report = fit.meta_gradient(audit=AUDITED, seed=seed).report
     except InputError as error:
         return Finding("meta_gradient", True, f"not computed: {error}")
-    own = fit.choices.exact_gradient
+    own = fit.choices.whole_gradient
     far = [task for task, audit in report.audits.items() if not audit.error <= LARGEST_ERROR]
     flags = report.flagged()
     if own:

@@ -1,4 +1,4 @@
-"""Direct: ∂M with every Q_i held fixed.
+"""Direct: ∂M with every θ* held fixed (of a Gaussian Q_i the mean; its covariance moves).
 
 At a Q_i where ∂M/∂Q_i = 0 the total derivative of M in (θ₀, Σ₀, ψ) is the partial one, by the
 envelope theorem; while everything descends together it is the partial derivative by definition.
@@ -16,7 +16,7 @@ from bayesmeta.inner.loop import Adapted, Algorithm, adapt
 
 @dataclass(frozen=True)
 class Direct:
-    """Differentiate M in (θ₀, Σ₀, ψ) with every Q_i held."""
+    """Differentiate M in (θ₀, Σ₀, ψ) with every θ* held."""
 
     needs_path = False
     warm_start = False

@@ -8,7 +8,7 @@ one reverse pass. (Rajeswaran et al. 2019, equation 6, solve for Λu with Λ = �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from bayesmeta.gradients.rule import Build, Params, Pullback, Solved
 from bayesmeta.inner.dense import factor_solve
 from bayesmeta.inner.loop import Adapted, Algorithm, adapt
 from bayesmeta.inner.problem import InnerProblem
-from bayesmeta.linsolve import Solution, cg, cholesky, neumann
+from bayesmeta.linsolve import Solution, cg, cholesky, neumann, residual
 from bayesmeta.results import InputError
 
 SOLVERS = ("cg", "neumann", "cholesky")
@@ -33,13 +33,15 @@ class Implicit:
             (the series u ← u + Σ₀(v − A u)·scale), or "cholesky" (dense; with the Gauss-Newton
             matrix and fewer rows than weights, in the space of rows).
         steps: products of cg or neumann. 0 are u = Σ₀v, `FirstOrder` in θ₀; neumann goes on from
-            there, cg starts at u = 0, from where k products find the best u that they can.
+            there, cg starts at u = 0, from where k products find the best u that they can. A task
+            whose first direction already has negative curvature keeps u = Σ₀v.
         tolerance: relative residual at which a task's solve stops; 0 takes all steps.
         curvature: "hessian" or "ggn" for H, or "auto": the Hessian where the prediction is linear
             in the weights, there is no likelihood, or "cholesky" solves for at most 100 weights;
             else the Gauss-Newton matrix, for which A ⪰ Λ and no solve can amplify, but which is
             not the curvature of the loss: `audit=` measures the difference.
-        damping: added to A's diagonal; 0, since any other value solves another system.
+        damping: added to A's diagonal; 0, since any other value solves another system, as the
+            reported residual then shows.
         scale: step of neumann, relative to Σ₀; it converges below 2 / (largest eigenvalue of Σ₀A).
         warm_start: in a fit, start each task's solve at its last solution, which a small outer
             step leaves nearly right; pays where tasks come again often.
@@ -59,6 +61,8 @@ class Implicit:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
         if self.curvature not in ("auto", "hessian", "ggn"):
             raise InputError(f"curvature={self.curvature!r}: use auto, hessian or ggn")
+        if type(self.steps) is not int:
+            raise InputError(f"steps={self.steps!r} of an implicit gradient: give a whole number")
         if self.steps < 0 or self.tolerance < 0 or self.damping < 0 or not self.scale > 0:
             raise InputError("an implicit gradient needs steps, tolerance, damping ≥ 0, scale > 0")
 
@@ -89,24 +93,33 @@ class Implicit:
             return curvature.product(u) + problem.precision_product(u) + self.damping * u
 
         prior = problem.covariance_product
-        if start is None and (self.solver == "neumann" or self.steps == 0):
-            start = prior(v)
+        first_order = prior(v)
+        begin = first_order if self.solver == "neumann" or self.steps == 0 else None
+        if start is not None:  # NaN where no earlier solve has been
+            known = start.isfinite().all(-1, keepdim=True)
+            begin = torch.where(known, start, 0.0 if begin is None else begin)
         if self.solver == "neumann":
-            return neumann(
-                product, v, steps=self.steps, scale=lambda r: self.scale * prior(r), start=start
+            found = neumann(
+                product, v, steps=self.steps, scale=lambda r: self.scale * prior(r), start=begin
             )
-        if self.solver == "cg":
-            return cg(
+        elif self.solver == "cg":
+            found = cg(
                 product,
                 v,
                 steps=self.steps,
                 tolerance=self.tolerance,
-                start=start,
+                start=begin,
                 precondition=prior,
                 metric=problem.precision_product,
+                otherwise=first_order,
             )
+        elif self.damping == 0:
+            found = factor_solve(problem, curvature, v)
+        else:
+            eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+            matrix = curvature.dense(v) + problem.precision_matrix() + self.damping * eye
+            found = cholesky(matrix, v)
         if self.damping == 0:
-            return factor_solve(problem, curvature, v)
-        eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-        matrix = curvature.dense(v) + problem.precision_matrix() + self.damping * eye
-        return cholesky(matrix, v)
+            return found
+        left = residual(lambda u: product(u) - self.damping * u, v, found.value)
+        return replace(found, residual=left)

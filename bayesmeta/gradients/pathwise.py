@@ -43,6 +43,7 @@ class Truncated:
         last: how many steps are recorded; 0 is `FirstOrder`, all of them is `Unrolled`. Shaban et
             al. (2019) drop the derivative at the cut; here the iterate there moves with θ₀ as if no
             step had been taken, which is exact for `last` = all steps with or without an anchor.
+            Velocities and moments are carried over the cut as constants.
     """
 
     last: int = 1
@@ -50,13 +51,16 @@ class Truncated:
     warm_start = False
 
     def __post_init__(self) -> None:
-        if self.last < 0:
-            raise InputError(f"last={self.last}: record 0 steps or more")
+        if type(self.last) is not int or self.last < 0:
+            raise InputError(f"last={self.last!r}: record 0 steps or more, a whole number")
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
         early = max(algorithm.steps - self.last, 0)
-        reached = adapt(build(params), algorithm, steps=early).theta
-        return _through(build, params, algorithm, algorithm.steps - early, reached)
+        if early == 0:
+            return _through(build, params, algorithm, algorithm.steps, None)
+        with torch.no_grad():
+            reached = adapt(build(params), algorithm, steps=early)
+        return _through(build, params, algorithm, self.last, reached)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Unrolled:
 
 
 def _through(
-    build: Build, params: Params, algorithm: Algorithm, steps: int, reached: Tensor | None
+    build: Build, params: Params, algorithm: Algorithm, steps: int, reached: Adapted | None
 ) -> tuple[Adapted, Pullback]:
     """Record `steps` steps from `reached` (or from the start), which moves with θ₀."""
     centre = params["anchor"]["mean"].detach()
@@ -79,8 +83,8 @@ def _through(
     def path(inside: Params) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         problem = build(inside)
         shift = inside["anchor"]["mean"] - centre
-        begin = problem.start if reached is None else reached + shift
-        adapted = adapt(problem, algorithm, theta=begin, steps=steps)
+        begin = problem.start if reached is None else reached.theta + shift
+        adapted = adapt(problem, algorithm, theta=begin, steps=steps, after=reached)
         return adapted.theta, (adapted.residual, adapted.steps, adapted.result)
 
     found: tuple[Any, ...] = vjp(path, params, has_aux=True)
@@ -89,4 +93,6 @@ def _through(
     def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
         return pullback(cotangent)[0], Solved.none(cotangent)
 
-    return Adapted(theta.detach(), *(torch.as_tensor(r).detach() for r in rest)), pull
+    residual, taken, result = (torch.as_tensor(r).detach() for r in rest)
+    taken = taken if reached is None else taken + reached.steps
+    return Adapted(theta.detach(), residual, taken, result), pull

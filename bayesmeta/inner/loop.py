@@ -21,7 +21,7 @@ from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError, Result
 
 CHECK_EVERY = 4
-GROWTH = 1e6
+GROWTH = 100.0
 CODE = {result: code for code, result in enumerate(Result)}
 
 
@@ -34,12 +34,16 @@ class Adapted:
         residual: (task,) ‖∇F_i(θ_i)‖ at `theta`, in nats per unit of θ, without a graph.
         steps: (task,) steps taken.
         result: (task,) index into `list(Result)`.
+        state: the algorithm's own after the last step.
+        first: (task,) F_i and ‖∇F_i‖ where adaptation began.
     """
 
     theta: Tensor
     residual: Tensor
     steps: Tensor
     result: Tensor
+    state: Any = ()
+    first: tuple[Tensor, Tensor] | None = None
 
     def results(self) -> list[Result]:
         """How each task ended, on the host."""
@@ -109,6 +113,7 @@ def adapt(
     *,
     theta: Tensor | None = None,
     steps: int | None = None,
+    after: Adapted | None = None,
 ) -> Adapted:
     """Adapt θ of every task: θ_i ← step(θ_i, ∇F_i(θ_i)), until ‖∇F_i‖ <= tolerance.
 
@@ -121,6 +126,7 @@ def adapt(
         algorithm: how to step.
         theta: (task, dim) where to start; `problem.start` by default.
         steps: in place of the algorithm's own number.
+        after: an earlier adaptation, with whose state this one goes on from `theta`.
 
     Raises:
         InputError: `theta` or the algorithm's proposal has the wrong shape, or steps < 0.
@@ -144,7 +150,7 @@ def adapt(
     if limit < 0:
         raise InputError(f"steps={limit}: give at least 0")
     with nullcontext() if algorithm.differentiable else torch.no_grad():
-        return _Loop(problem, algorithm, theta).run(limit)
+        return _Loop(problem, algorithm, theta.clone()).run(limit, after)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,20 +189,18 @@ class _Loop:
             self.at = _Point(theta, gradient, self.at.value[stand_in], self.at.residual[stand_in])
         self.problem = problem
 
-    def run(self, limit: int) -> Adapted:
+    def run(self, limit: int, after: Adapted | None) -> Adapted:
         at, alive, tolerance = self.at, self.healthy, self.algorithm.tolerance
-        state = self.algorithm.init(self.problem, at.theta)
+        if after is None:
+            state, first = self.algorithm.init(self.problem, at.theta), (at.value, at.residual)
+        else:
+            state, first = after.state, after.first or (at.value, at.residual)
         taken = torch.zeros_like(alive, dtype=torch.long)
         for step in range(limit):
             running = alive & (at.residual > tolerance) if tolerance > 0 else alive
             if tolerance > 0 and step % CHECK_EVERY == 0 and not bool(running.any()):
                 break
-            proposal, next_state = self.algorithm.step(self.problem, at.theta, at.gradient, state)
-            if proposal.shape != at.theta.shape:
-                raise InputError(
-                    f"{type(self.algorithm).__name__}.step gave a theta {tuple(proposal.shape)} "
-                    f"for {tuple(at.theta.shape)}: return (task, dim)"
-                )
+            proposal, next_state = self.propose(at, state)
             at, finite = self.move(at, proposal, running, last=step == limit - 1)
             moved, alive = running & finite, alive & (finite | ~running)
             state = tree_map(_chooser(moved), next_state, state)
@@ -204,7 +208,24 @@ class _Loop:
         # A failed task's θ is a constant: what a loss makes of it is no gradient of anything.
         theta = torch.where(alive[:, None], at.theta, at.theta.detach())
         theta = torch.where(self.healthy[:, None], theta, self.original.detach())
-        return Adapted(theta, at.residual, taken, self.code(at, alive))
+        return Adapted(theta, at.residual, taken, self.code(at, alive, *first), state, first)
+
+    def propose(self, at: _Point, state: Any) -> tuple[Tensor, Any]:
+        """The algorithm's next θ and state.
+
+        Raises:
+            InputError: it gave something else.
+        """
+        found = self.algorithm.step(self.problem, at.theta, at.gradient, state)
+        name, wanted = type(self.algorithm).__name__, f"theta {tuple(at.theta.shape)}"
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
+            raise InputError(f"{name}.step must return a pair, the next {wanted} and the state")
+        if found[0].shape != at.theta.shape or found[0].dtype != at.theta.dtype:
+            raise InputError(
+                f"{name}.step gave a theta {tuple(found[0].shape)} of {found[0].dtype} for "
+                f"{tuple(at.theta.shape)} of {at.theta.dtype}: return (task, dim), same dtype"
+            )
+        return found
 
     def move(
         self, at: _Point, proposal: Tensor, running: Tensor, *, last: bool
@@ -223,16 +244,18 @@ class _Loop:
         value = torch.where(moved, new.value, at.value)
         return _Point(theta, gradient, value, torch.where(moved, new.residual, at.residual)), finite
 
-    def code(self, at: _Point, alive: Tensor) -> Tensor:
-        """(task,) how each task ended."""
+    def code(self, at: _Point, alive: Tensor, value: Tensor, residual: Tensor) -> Tensor:
+        """(task,) how each task ended, which began at F = `value`, ‖∇F‖ = `residual`."""
         with torch.no_grad():
             if self.algorithm.tolerance > 0:
                 solved = at.residual <= self.algorithm.tolerance
             else:
-                scale = torch.maximum(self.at.residual, _norm(self.problem.force(at.theta)))
+                scale = torch.maximum(residual, _norm(self.problem.force(at.theta)))
                 solved = at.residual <= math.sqrt(torch.finfo(at.theta.dtype).eps) * scale
             code = torch.where(solved, CODE[Result.converged], CODE[Result.max_steps])
-            diverged = (at.residual > GROWTH * self.at.residual) & (at.value > self.at.value)
+            # A start close to a minimum may see ‖∇F‖ grow; not F by more than itself and a nat.
+            rise = at.value - value > 1 + value.abs()
+            diverged = (at.residual > GROWTH * residual) & rise
             code = torch.where(diverged, CODE[Result.diverged], code)
             return torch.where(alive, code, CODE[Result.nonfinite])
 
@@ -264,7 +287,9 @@ def _norm(gradient: Tensor) -> Tensor:
 
 
 def _chooser(condition: Tensor) -> Any:
-    def choose(yes: Tensor, no: Tensor) -> Tensor:
+    def choose(yes: Any, no: Any) -> Any:
+        if not isinstance(yes, Tensor):
+            return yes
         return torch.where(condition.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
 
     return choose

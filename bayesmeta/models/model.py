@@ -19,6 +19,7 @@ from bayesmeta.likelihoods import Likelihood
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
+SCALES = (1.0, 1e3, 1e6, 1e9)
 KEYWORDS = ("trials", "offset", "standard_error")
 Energy = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
@@ -90,9 +91,9 @@ class Model(nn.Module):
 
     @property
     def shared(self) -> Tensors:
-        """ψ: every parameter that is not adapted, the likelihood's included."""
+        """ψ: every parameter that is neither adapted nor frozen, the likelihood's included."""
         adapted = {f"module.{name}" for name in self.adapted}
-        return {n: p for n, p in self.named_parameters() if n not in adapted}
+        return {n: p for n, p in self.named_parameters() if n not in adapted and p.requires_grad}
 
     def add_shared(self, name: str, value: Tensor) -> None:
         """One more tensor in ψ, that the model itself does not read; its name has one dot."""
@@ -263,7 +264,8 @@ class Model(nn.Module):
         """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on every task.
 
         Compares the prediction at a random combination of random points with the same
-        combination of predictions, which are equal for an affine function and for no other.
+        combination of predictions, which are equal for an affine function and for no other; near
+        and far from 0, because features in small units make a network look linear at small θ.
         """
         if self.likelihood is None or self.likelihood.name == "categorical":
             return False
@@ -279,6 +281,10 @@ class Model(nn.Module):
         vectors = torch.stack(
             [base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]]
         )
+        return all(self._combines(base + s * (vectors - base), batch) for s in SCALES)
+
+    def _combines(self, vectors: Tensor, batch: TaskBatch) -> bool:
+        """Whether the prediction at the fourth vector follows from those at the first three."""
         with torch.no_grad():
             zero, one, two, both = self.over_tasks(
                 lambda v, tensors, mask: self._flat_prediction(v, tensors),
@@ -288,7 +294,7 @@ class Model(nn.Module):
         expected = zero + (one - zero) - 2 * (two - zero)
         size = max(float(v.abs().max()) for v in (zero, one, two, both)) + 1e-300
         error = float((both - expected).abs().max())
-        return error <= 100 * torch.finfo(present.dtype).eps * size
+        return error <= 100 * torch.finfo(vectors.dtype).eps * size
 
     @classmethod
     def from_energy(cls, fn: Energy, dim: int, *, names: Sequence[str] | None = None) -> Model:
@@ -344,7 +350,7 @@ class _EnergyModel(Model):
 
 def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
     if adapt == "all":
-        return list(parameters)
+        return [name for name, p in parameters.items() if p.requires_grad]
     wanted = [adapt] if isinstance(adapt, str) else list(adapt)
     for name in wanted:
         if not any(p == name or p.startswith(name + ".") for p in parameters):

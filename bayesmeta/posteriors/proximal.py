@@ -1,12 +1,13 @@
 """Proximal Q_i: a function of θ₀, at θ*_i = argmin_θ f_i(θ) + ½‖θ − θ₀‖²_Λ.
 
 A point, or the Gaussian of Laplace's method: N(θ*_i, (H_i + Λ)⁻¹), with the Hessian H_i of f_i or
-the generalised Gauss-Newton matrix in its place. With more weights than rows that Gaussian is the
-prior's covariance minus one column per row; it is never made dense unless asked for.
+the generalised Gauss-Newton matrix in its place. With a diagonal prior and a Gauss-Newton matrix
+that Gaussian is the prior's covariance minus one column per row, and dense only if asked for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from bayesmeta.forms import Form
-from bayesmeta.gaussian import Gaussian
+from bayesmeta.gaussian import Gaussian, narrowed, triangular
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError
 
@@ -27,7 +28,9 @@ class Proximal:
     """Q_i at the minimum of the anchored loss.
 
     Args:
-        covariance: point, diagonal, lowrank(r) or full.
+        covariance: point, diagonal (the variances of full), full, or lowrank(r): the r directions
+            in which the curvature is largest relative to Λ, and the prior in all others; r as
+            large as a task's rows is exact.
         curvature: "hessian", "ggn" (generalised Gauss-Newton), or "auto": the Hessian where the
             prediction is linear in the weights or there is no likelihood, else the Gauss-Newton
             matrix, which cannot be indefinite.
@@ -43,9 +46,12 @@ class Proximal:
         Form.parse(self.covariance, allowed=PROXIMAL_FORMS)
         if self.curvature not in CURVATURES:
             raise InputError(f"curvature must be one of {', '.join(CURVATURES)}")
-        if self.lam is not None and not self.lam > 0:
+        lam = self.lam
+        if lam is not None and (isinstance(lam, bool | str) or not lam < math.inf):
+            raise InputError(f"lam={lam!r}: give a positive number")
+        if lam is not None and not lam > 0:
             raise InputError(
-                f"lam={self.lam}: without a proximal term nothing is stationary in θ₀ and every "
+                f"lam={lam}: without a proximal term nothing is stationary in θ₀ and every "
                 "implicit gradient is 0; give a positive lam, or use bm.methods.maml"
             )
 
@@ -65,12 +71,15 @@ class Proximal:
         curvature = problem.curvature(theta, self.curvature)
         anchor = problem.require_anchor()
         variance = anchor.diagonal if anchor.factor is None else None
+        rank = self.form.rank or None
         if curvature.root is not None and variance is not None and self.form.name != "full":
-            whole = Gaussian.from_precision_root(theta, 1 / variance, curvature.root())
+            whole = Gaussian.from_precision_root(theta, 1 / variance, curvature.root(), rank)
+        elif rank is not None and rank < theta.shape[-1]:
+            root = triangular(anchor.root())
+            whole = Gaussian(theta, None, narrowed(root, curvature.dense(theta), rank))
         else:
-            whole = Gaussian(
-                theta, None, _inverse_root(curvature.dense(theta) + problem.precision_matrix())
-            )
+            precision = curvature.dense(theta) + problem.precision_matrix()
+            whole = Gaussian(theta, None, _inverse_root(precision))
         if self.form.name == "diagonal":
             return Gaussian(theta, whole.variance())
         return whole
