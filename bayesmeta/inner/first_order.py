@@ -261,7 +261,10 @@ class Adam:
 
 def _step_size(problem: InnerProblem, lr: float | Tensor, per: Per) -> Tensor:
     """(task, 1) or (task, dim) α."""
-    return lr / problem.rows if per == "row" else lr * torch.ones_like(problem.rows)
+    if per == "task":
+        return lr * torch.ones_like(problem.rows)
+    scale = problem.model.paper_scale(problem.batch, problem.shared)
+    return lr * scale / problem.rows
 
 
 def _check_step(algorithm: Algorithm, per: str) -> None:

@@ -222,6 +222,11 @@ class Likelihood(nn.Module):
             return getattr(self, f"log_{name}").exp()
         return torch.tensor(known, dtype=torch.float64)
 
+    @property
+    def paper_scale(self) -> Tensor | float:
+        """What turns the nats of a row into the loss that papers take of it: 1, cross-entropy."""
+        return 1.0
+
     def _start(self, name: str, value: float) -> None:
         """Set a positive constant if it is learned."""
         if self.options[name] is None:

@@ -48,6 +48,12 @@ class Gaussian(Likelihood):
         """() noise sd."""
         return self._value("scale")
 
+    @property
+    def paper_scale(self) -> Tensor | float:
+        """2σ²: papers take the squared error of a row, which is 2σ² (−log p) + constant."""
+        known = self.options["scale"]
+        return 2 * self.scale.square() if known is None else 2 * known**2
+
     def rescale(self, y_scale: float) -> Gaussian:
         return _rescaled(self, y_scale)
 

@@ -227,6 +227,15 @@ class Model(nn.Module):
         rows = self.at(None, shared, lambda: likelihood.log_prob(prediction, y, **options))
         return rows if batch.mask is None else torch.where(batch.mask, rows, 0.0)
 
+    def paper_scale(self, batch: TaskBatch, shared: Tensors) -> Tensor | float:
+        """What turns f into the summed loss of papers: 2σ² where they take squared errors, or 1."""
+        likelihood = self.likelihood
+        if likelihood is None or "standard_error" in batch.tensors:
+            return 1.0
+        if not any(True for _ in likelihood.parameters()):
+            return likelihood.paper_scale
+        return self.at(None, shared, lambda: torch.as_tensor(likelihood.paper_scale))
+
     @property
     def shared_weights(self) -> Tensors:
         """The module's part of ψ (without the likelihood's parameters)."""
