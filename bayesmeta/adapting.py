@@ -13,6 +13,7 @@ from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.modules import ready
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
 from bayesmeta.tasks import TaskFamily
@@ -54,7 +55,7 @@ def adapt_tasks(
         family: the tasks, in internal units.
         generator: the noise of draws.
     """
-    model = model.bind(family)
+    model = ready(model, family)
     check_values(model, family)
     shared = {k: v.detach() for k, v in model.shared.items()}
     held = Prior(prior.form, learn="none").like(prior(), model.blocks)

@@ -194,6 +194,16 @@ def _model(
                 "this run was fitted with a model of your own: pass it, bm.load(folder, model=...)"
             )
         model = models.from_spec(record["model"], likelihoods.from_json(record["likelihood"]))
+    elif not isinstance(model, Model):
+        raise InputError(
+            f"model is a {type(model).__name__}: wrap it, bm.Model(module, likelihood)"
+        )
+    saved, given = record["likelihood"], model.likelihood
+    if (saved is None) != (given is None) or (given is not None and given.name != saved["name"]):
+        raise InputError(
+            f"this run was fitted with {'no' if saved is None else saved['name']} likelihood, the "
+            f"model has {'none' if given is None else given.name}: pass the same model"
+        )
     model = prepared(model, family, method)
     if list(model.names) != record["names"]:
         raise InputError("the model's weights have other names than the run's: pass the same model")

@@ -7,6 +7,7 @@ from bayesmeta.joint import exact, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.modules import paired
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
@@ -42,16 +43,21 @@ def default_prior(prior: Prior | None, method: Method, model: Model, family: Tas
     return Prior(methods.default_form(model.dim))
 
 
-def check_query(query: TaskFamily | None, family: TaskFamily, method: Method) -> None:
-    """Refuse query sets that the method does not use, or that are not those of the tasks."""
+def checked_query(
+    query: TaskFamily | None, family: TaskFamily, method: Method, model: Model
+) -> TaskFamily | None:
+    """The query sets in the order, dtype and place of the tasks.
+
+    Raises:
+        InputError: the method does not use any, or they are not those of the tasks.
+    """
     if query is None:
-        return
+        return None
     if not isinstance(method.objective, Validation):
         raise InputError(
             "query= is for methods with a Validation objective (maml, imaml, …): leave it out"
         )
-    if len(query) != len(family):
-        raise InputError(f"{len(query)} query tasks for {len(family)} tasks: give one for each")
+    return paired(query, family, model)
 
 
 def checked_prior(
@@ -81,7 +87,7 @@ def checked_prior(
     if method.posterior.form.name == "point" and prior.learn == "all" and variational:
         raise InputError(
             "point posteriors cannot teach the prior its covariance (M has no minimum in it): "
-            'hold it with bm.Prior(form, learn="mean").at(mean=, variance=) or with lam=, or use '
+            'hold it with lam= or bm.Prior(form, learn="mean").at(mean=, variance=), or use '
             'covariance="diagonal"'
         )
     if prior.hyperprior is not None and method.prior_update == "closed_form":

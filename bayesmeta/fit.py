@@ -15,7 +15,7 @@ from bayesmeta import checkpoint, methods
 from bayesmeta.adapting import check_values
 from bayesmeta.amortised import estimate as amortised
 from bayesmeta.amortised.meta_gradient import prepared
-from bayesmeta.choosing import check_query, checked_prior, choose, default_prior
+from bayesmeta.choosing import checked_prior, checked_query, choose, default_prior
 from bayesmeta.fitted import Fit, evidence_kind, flags
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
@@ -95,7 +95,7 @@ def fit(
     model = _prepared(model, family, method)
     if method is None:
         method = methods.joint(covariance=methods.default_form(model.dim))
-    check_query(query, family, method)
+    query = checked_query(query, family, method, model)
     prior = default_prior(prior, method, model, family)
     standardisation = _standardisation(model, family, standardise)
     inside = family if standardisation is None else standardisation.apply(family)
@@ -106,9 +106,8 @@ def fit(
     notes = list(family.table.notes) if family.table else []
     prior = checked_prior(prior, method, model, family, notes)
     generator = torch.Generator().manual_seed(seed)
-    if query is not None:
-        query = query.to(device=family.device)
-        query = query if standardisation is None else standardisation.apply(query)
+    if query is not None and standardisation is not None:
+        query = standardisation.apply(query)
     problem = Problem(model, inside, prior, method, reml, generator, callbacks, query)
     solver = choose(problem)
     estimate: Estimate = SOLVERS[solver].estimate(problem)
@@ -146,7 +145,6 @@ def _prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     model = prepared(model, family, method)
     if model.dim == 0:
         raise InputError("the model has no adapted weights: name some with adapt=")
-    _try_one_task(model, family)
     return model
 
 
@@ -159,35 +157,6 @@ def _refuse_wrong_types(model: Any, family: Any, method: Any, prior: Any) -> Non
     ):
         if not isinstance(value, kind):
             raise InputError(f"{name} is a {type(value).__name__}: give {how}")
-
-
-def _try_one_task(model: Model, family: TaskFamily) -> None:
-    """Say what does not fit together before vmap says it in its own words."""
-    first = family.batch(torch.tensor([0]))
-    tensors = {k: v[0] for k, v in first.tensors.items()}
-    mask = None if first.mask is None else first.mask[0]
-    shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in tensors.items())
-    columns = f"; the columns of x are {list(family.table.columns)}" if family.table else ""
-    try:
-        with torch.no_grad():
-            energy = model.energy(model.start, model.shared, tensors, mask)
-            rows = None
-            if model.likelihood is not None and mask is not None:
-                rows = model.log_prob_task(model.start, model.shared, tensors)
-    except InputError:
-        raise
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"the model cannot be applied to a task with {shapes}{columns}: {reason}"
-        ) from error
-    if energy.shape != () or (rows is not None and mask is not None and rows.shape != mask.shape):
-        got = tuple(energy.shape if rows is None else rows.shape)
-        raise InputError(
-            f"for a task with {shapes} the model gives {got} values where one number a "
-            f"{'task' if rows is None else 'row'} is needed: sum an energy over its rows, and let "
-            "a module give one output per row"
-        )
 
 
 def _initialise(model: Model, family: TaskFamily) -> None:

@@ -68,10 +68,11 @@ class Fit:
     seed: int = 0
 
     def __repr__(self) -> str:
-        dim = len(self.model.names)
+        dim, flagged = len(self.model.names), len(self.flagged)
         return (
             f"Fit({len(self.family)} tasks, {dim} adapted weights; log evidence "
-            f"{self.log_evidence:.3f} nats ({self.evidence_kind}, {self.solver} solver))"
+            f"{self.log_evidence:.6g} nats ({self.evidence_kind}, {self.solver} solver)"
+            + (f"; {flagged} tasks flagged, see .flagged)" if flagged else ")")
         )
 
     @property
@@ -161,7 +162,8 @@ class Fit:
 
     def internal(self, family: TaskFamily) -> TaskFamily:
         """A family in the units the model was fitted in."""
-        family = family.to(device=self.posterior.mean.device)
+        mean = self.posterior.mean
+        family = family.to(device=mean.device, dtype=mean.dtype)
         return family if self.standardisation is None else self.standardisation.apply(family)
 
     def adapt(self, family: Any, *, seed: int | None = None) -> Fit:

@@ -1,12 +1,14 @@
 """The papers of the field by name: compositions of a few lines of the three choices.
 
-A paper's numbers are taken as they stand in it and converted: papers average the loss over the n
-support rows, here it is summed. So `lr` is per row (the step is lr/n_i on f_i), and `lam` is the
-paper's λ (Λ = n_i λ I).
+A paper's numbers are taken as they stand in it and converted: papers average a loss over the n
+support rows, here nats are summed. So `lr` is for that mean, of squared errors where the noise is
+Gaussian (the step on f_i is lr/n_i, times 2σ²) and of −log p elsewhere; it does not change as σ is
+learned. `lam` is the paper's λ beside the mean of −log p (Λ = n_i λ I).
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from bayesmeta.gradients.direct import Direct
@@ -238,7 +240,8 @@ def variational_imaml(
 
     Args:
         covariance: point, diagonal, lowrank(r) or full.
-        steps, lr, lam, cg_steps, tolerance, curvature, **options: as in `imaml`.
+        lam: as in `imaml`; a point cannot teach Σ₀, so it needs lam or a prior that is held.
+        steps, lr, cg_steps, tolerance, curvature, **options: as in `imaml`.
     """
     inner = GradientDescent(lr, steps, tolerance=tolerance)
     point = covariance.strip() == "point"
@@ -282,4 +285,11 @@ def _method(
     if plain:
         raise InputError(f"{plain[0]}= of the outer loop is called outer_{plain[0]}= here")
     options = {k.removeprefix("outer_"): v for k, v in options.items()}
+    known = {f.name for f in fields(Method)}
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(
+            f"this method has no option {unknown[0]!r}: see help(bm.methods.imaml) and its like "
+            "for their own, and help(bm.methods.Method) for those of the outer loop"
+        )
     return Method(posterior, inner, gradient, objective, **options)

@@ -48,11 +48,9 @@ def minimise(
         tolerance: stop when no derivative exceeds it, in nats per unit of a parameter.
         callbacks: called with (step, steps, value).
     """
-    trace = Trace()
     if not parameters:
-        trace.values = [float(objective().detach())]
-        trace.result, trace.gradient = Result.converged, 0.0
-        return trace
+        return _nothing_to_learn(objective())
+    trace = Trace()
     last = {"value": float("nan")}
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -118,8 +116,10 @@ def descend(
         callbacks: called with (step, steps, value).
         after: called with the step number after each step.
     """
-    trace = Trace()
     parameters = [p for _, some, _ in groups for p in some]
+    if not parameters:
+        return _nothing_to_learn(objective(0))
+    trace = Trace()
     steppers = [kind(some, lr=lr) for kind, some, lr in groups if some]
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(s, steps) for s in steppers]
     values = []
@@ -148,6 +148,10 @@ def descend(
     trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
     trace.result = Result.nonfinite if trace.skipped == steps else Result.converged
     return trace
+
+
+def _nothing_to_learn(value: Tensor) -> Trace:
+    return Trace([float(value.detach())], result=Result.converged, gradient=0.0)
 
 
 def _assign(parameters: Sequence[Tensor], flat: np.ndarray) -> None:

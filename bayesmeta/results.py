@@ -27,12 +27,11 @@ class Result(Enum):
         "the log-likelihood curves the wrong way under this posterior: raise the prior's "
         'precision, or use covariance="diagonal"'
     )
-    diverged = (
-        "diverged: its steps grew out of all bounds: lower lr=, or search it (backtracking=True)"
-    )
+    diverged = "diverged: its steps grew out of all bounds: lower lr="
     not_stationary = (
-        "was not solved: ‖∇f + Λ(θ − θ₀)‖ is above the tolerance, and an implicit gradient there "
-        "is that of another function: raise steps=, change lr=, or adapt by Newton-CG"
+        "was not solved: ‖∇f + Λ(θ − θ₀)‖ is above its tolerance (a hundredth of the pull, where "
+        "none is given), so the meta-gradient is that of another function: raise steps=, change "
+        "lr=, or adapt by Newton-CG"
     )
     unsolved = (
         "has a meta-gradient whose linear solve stopped above its tolerance: raise cg_steps=, or "
@@ -40,7 +39,7 @@ class Result(Enum):
     )
     negative_curvature = (
         "curves the wrong way (a direction of negative curvature), and its linear solve stopped "
-        'there: raise lam= (the prior\'s precision), or use curvature="ggn"'
+        'there: raise the precision of the prior (lam=, where it is held), or use curvature="ggn"'
     )
 
     @property

@@ -33,14 +33,13 @@ class Split:
                 "tasks (query=), or support=None to use the same loss for both"
             )
         rows = family.rows
-        count = (rows * support).long() if isinstance(support, float) else torch.tensor(support)
-        self.count = count.clamp(min=1).expand(len(family)).to(rows.device)
+        self.count = _support_rows(rows, support)
         short = (self.count >= rows).nonzero().flatten().tolist()
         if short:
             raise InputError(
-                f"task {family.names[short[0]]!r} has {int(rows[short[0]])} rows, too few for "
-                f"{int(self.count[short[0]])} support rows and a query row: lower support=, leave "
-                "such tasks out, or use support=None (the same rows for both)"
+                f"task {family.names[short[0]]!r} has too few rows ({int(rows[short[0]])}) for "
+                f"{int(self.count[short[0]])} in its support and one to query: lower support=, "
+                "leave such tasks out, or use support=None (the same rows for both)"
             )
         # Known ahead, so that drawing a split never waits for the device.
         self.support_width = int(self.count.max())
@@ -66,6 +65,17 @@ class Split:
             _taken(batch, order.gather(1, first), first < count),
             _taken(batch, order.gather(1, last), after < rows),
         )
+
+
+def splittable(family: TaskFamily, support: int | float) -> Tensor:
+    """(task,) whether a task has rows left for its query set."""
+    return _support_rows(family.rows, support) < family.rows
+
+
+def _support_rows(rows: Tensor, support: int | float) -> Tensor:
+    """(task,) how many of its rows each task adapts to."""
+    count = (rows * support).long() if isinstance(support, float) else torch.tensor(support)
+    return count.clamp(min=1).expand(len(rows)).to(rows.device)
 
 
 def _taken(batch: TaskBatch, rows: Tensor, keep: Tensor) -> TaskBatch:

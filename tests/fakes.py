@@ -61,6 +61,7 @@ class FakeFit:
     trace: list[float] = field(default_factory=lambda: [30.0, 12.0, 11.0])
     flagged: list[Any] = field(default_factory=list)
     evidence_kind: str = "exact"
+    solver: str = "exact"
 
     def __post_init__(self) -> None:
         self.likelihood = SimpleNamespace(name="gaussian")

@@ -202,7 +202,7 @@ def test_a_task_with_too_few_rows_to_split_is_named():
     sentence = refused(
         lambda: bm.fit(line(), lines((4, 4, 1, 4, 4)), method=methods.maml(support=2))
     )
-    assert "'task c' has 1 rows" in sentence and "2 support rows" in sentence
+    assert "'task c' has too few rows (1)" in sentence and "for 2 in its support" in sentence
     assert "support=" in sentence
 
 

@@ -19,7 +19,7 @@ from bayesmeta.objective import Evidence, Validation, Variational, total
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
-from bayesmeta.splits import Split
+from bayesmeta.splits import Split, splittable
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 START_SD = 0.3
@@ -231,10 +231,41 @@ def adapted(
             posterior, _ = step.adapt(params, some.batch())
             parts.append(posterior)
             seen = query if query is None or some is family else query.subset(index)
-            value, ended = _valued(problem, step, params, some, seen)
+            value, ended = _values(problem, step, params, some, seen)
         evidence.append(value)
         results += ended
     return _joined(parts), -torch.cat(evidence), results
+
+
+def _values(
+    problem: Problem,
+    step: MetaStep,
+    params: Params,
+    family: TaskFamily,
+    query: TaskFamily | None,
+) -> tuple[Tensor, list[Result]]:
+    """M_i (task,), NaN for tasks with too few rows to split, and how each task's solves went."""
+    objective = problem.method.objective
+    support = objective.support if isinstance(objective, Validation) else None
+    if support is None or query is not None:
+        return _valued(problem, step, params, family, query)
+    enough = splittable(family, support)
+    if bool(enough.all()):
+        return _valued(problem, step, params, family, query)
+    values = torch.full_like(params["anchor"]["mean"][:, 0], torch.nan)
+    ended: list[Result] = [Result.converged] * len(family)
+    for which, seen in ((enough, None), (~enough, family)):
+        index = which.nonzero().flatten().cpu()
+        if not len(index):
+            continue
+        some = {"anchor": {"mean": params["anchor"]["mean"][index]}}
+        part = family.subset(index)
+        value, results = _valued(problem, step, params | some, part, seen and part)
+        if seen is None:
+            values[index] = value
+        for place, result in zip(index.tolist(), results, strict=True):
+            ended[place] = result
+    return values, ended
 
 
 def _valued(
@@ -245,19 +276,13 @@ def _valued(
     query: TaskFamily | None,
 ) -> tuple[Tensor, list[Result]]:
     """M_i (task,) at β = 1 and by many draws, and how each task's solves went."""
-    try:
-        both = sets(family, problem.method, problem.generator, query)
-    except InputError:
-        nothing = torch.full((len(family),), torch.nan, dtype=problem.model.start.dtype)
-        both, values = (family.batch(), family.batch()), nothing
-    else:
-        values = None
+    both = sets(family, problem.method, problem.generator, query)
     noise = step.noise(len(family), problem.model.dim, params["anchor"]["mean"], problem.generator)
     outcome = step(params, *both, noise)
     report = Report.of(outcome, step.method, family.names)
-    if values is None and not isinstance(step.method.objective, Evidence):
-        values = _averaged(problem, step, params, both, outcome.adapted.theta)
-    return (outcome.values if values is None else values.to(outcome.values)), report.result
+    if isinstance(step.method.objective, Evidence):
+        return outcome.values, report.result
+    return _averaged(problem, step, params, both, outcome.adapted.theta), report.result
 
 
 def _averaged(

@@ -13,7 +13,7 @@ from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.modules import check_modules
+from bayesmeta.models.modules import check_modules, check_task, paired
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
 from bayesmeta.prior import Prior
@@ -85,10 +85,11 @@ def meta_gradient(
             "free Q_i are no function of θ₀, so M has no meta-gradient: fit them, or use a method "
             "that adapts (bm.methods.imaml, maml, laplace, …)"
         )
-    free = {k: v.detach() for k, v in prior.free.items()}
-    if not free:
+    if not prior.free:
         raise InputError("this prior has no values: use .at(mean=, variance=)")
     model = prepared(model, family, method)
+    free = {k: v.detach().to(model.start) for k, v in prior.free.items()}
+    query = None if query is None else paired(query, family, model)
     step = MetaStep(model, prior, method, family)
     support, seen = sets(family, method, generator, query)
     shared = {k: v.detach() for k, v in model.shared.items()}
@@ -124,6 +125,7 @@ def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     floating = [t for t in family.tensors.values() if t.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
     model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
+    check_task(model, family)
     learned = learned_steps(model, method)
     if learned is not None and LEARNED_STEPS not in model.shared:
         model.add_shared(LEARNED_STEPS, learned)
@@ -149,8 +151,6 @@ def sets(
     if not isinstance(objective, Validation):
         return everyone, everyone
     if query is not None:
-        if len(query) != len(family):
-            raise InputError(f"{len(query)} query tasks for {len(family)} tasks")
         return everyone, query.batch()
     if objective.support is None:
         return everyone, everyone

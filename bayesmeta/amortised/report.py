@@ -82,7 +82,7 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        """Three lines a person can read."""
+        """A few lines a person can read."""
         bad = sum(result is not Result.converged for result in self.result)
         inner = f"inner steps {_range(self.steps)}, stationarity {_range(self.stationarity)}"
         solves = f"residual {_range(self.solve_residual)}, products {_range(self.solve_steps)}"
@@ -91,8 +91,15 @@ class Report:
             f"{len(self.names)} tasks, {bad} flagged; {inner} nats per unit of θ",
             f"linear solves: {solves}, negative curvature in {negative} tasks",
         ]
+        if self.curvature == "ggn":
+            lines.append(
+                "curvature: the Gauss-Newton matrix, which is not the loss's own: "
+                'curvature="hessian" is exact'
+            )
         for name, audit in self.audits.items():
-            limit = "" if audit.bound is None else f" (at most {audit.bound:.2g} by Lemma 3)"
+            limit = ""
+            if audit.bound is not None:
+                limit = f" (at most {audit.bound:.2g} by Lemma 3 of Rajeswaran et al. 2019)"
             what = "relative error" if self.whole else "relative distance from the gradient of M"
             lines.append(f"audit: task {name}: {what} {audit.error:.2g}{limit}")
         return "\n".join(lines)

@@ -78,7 +78,8 @@ def trace_convergence(trace: Sequence[float], *, tail: float = TAIL) -> TraceCon
 
     The tail is cut into 10 blocks, and a line is fitted to their means: the slope's standard error
     then holds for steps that are correlated over less than a block. The trace is flat when
-    |t| < 4, or when the drift over the tail is below 0.1 nats or 1e-4 of the whole descent.
+    |t| < 4, or when the drift over the tail is below 0.1 nats or 1e-4 of the whole descent; it is
+    rising when its tail lies far above its first value.
     A tail that never rises has no noise: its last tenth (at least two steps) is then judged by
     the drift alone.
 
@@ -121,8 +122,10 @@ def trace_convergence(trace: Sequence[float], *, tail: float = TAIL) -> TraceCon
     descent = max(abs(float(values[0] - end.mean())), float(np.ptp(end)), 1e-300)
     t = drift / error if error > 0 else math.copysign(math.inf, drift) if drift else 0.0
     small = abs(drift) < max(TOLERANCE, RELATIVE * descent)
-    flat = small or abs(t) < LARGEST_T
-    verdict = "flat" if flat else "falling" if drift < 0 else "rising"
+    # Noise that grows with a divergence would hide it: M must not end far above its start.
+    worse = float(np.median(end) - values[0]) > max(TOLERANCE, 2 * abs(float(values[0])))
+    flat = (small or abs(t) < LARGEST_T) and not worse
+    verdict = "flat" if flat else "falling" if drift < 0 and not worse else "rising"
     return TraceConvergence(verdict, steps, drift, error, t, abs(drift) / descent)
 
 

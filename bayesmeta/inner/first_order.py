@@ -1,7 +1,8 @@
 """Inner algorithms that use ∇F only: gradient descent, Nesterov, momentum, Adam.
 
-With per="row" a step is lr/n_i of ∇F_i, n_i the task's support rows, because papers take the mean
-loss over rows; with per="task" it is lr of ∇F_i in nats.
+With per="row" a step is α = lr/n_i of ∇F_i, n_i the task's support rows, because papers take the
+mean loss over rows, and 2σ² times that for Gaussian noise of sd σ, because their loss is the
+squared error; with per="task" it is lr of ∇F_i in nats.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GradientDescent:
     Args:
         lr: α, or where α starts.
         steps: how many, at most.
-        per: "row": α = lr/n_i; "task": α = lr.
+        per: "row": α = lr/n_i, or 2σ² lr/n_i for Gaussian noise; "task": α = lr.
         backtracking: every task searches its own α. A step is taken if it lowers F by at least
             0.3 α‖∇F‖² (Armijo), and α doubles after it; otherwise θ stays and α halves. One trial
             per step. Not differentiable.
@@ -124,7 +125,7 @@ class Nesterov:
     Args:
         lr: α; 1/L for curvatures up to L is safe.
         steps: how many, at most.
-        per: "row": α = lr/n_i; "task": α = lr.
+        per: "row": α = lr/n_i, or 2σ² lr/n_i for Gaussian noise; "task": α = lr.
         condition: κ, the ratio of the largest to the smallest curvature of F, or None.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
 
@@ -175,7 +176,7 @@ class Momentum:
         lr: α.
         steps: how many, at most.
         momentum: m in [0, 1).
-        per: "row": α = lr/n_i; "task": α = lr.
+        per: "row": α = lr/n_i, or 2σ² lr/n_i for Gaussian noise; "task": α = lr.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
 
     References:

@@ -127,6 +127,8 @@ def spread_caption(
         f"tasks, over the prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
     )
     if data.prior_sd == 0.0:
+        if np.ptp(data.mean) > 0:
+            return text + ", which has no spread here: the method adapts points and learns no Σ₀."
         return text + ", whose sd is 0: all tasks share one value."
     known = np.isfinite(data.alone)
     if known.sum() > 1:

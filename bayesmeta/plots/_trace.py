@@ -101,7 +101,9 @@ def trace_caption(fit: Fit, **_: Any) -> str:
         "validation": "the −log-likelihood of query rows",
     }[fit.evidence_kind]
     if len(values) < 2:
-        return f"M, {name}, was minimised in closed form: there is no path to show."
+        if fit.solver == "exact":
+            return f"M, {name}, was minimised in closed form: there is no path to show."
+        return f"These tasks were adapted, not fitted: M, {name}, has no path to show."
     least = _least(values)
     settled = int(np.argmax(~(values > least + 0.01)))
     return (

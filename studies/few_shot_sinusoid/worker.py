@@ -136,9 +136,7 @@ def _fit(setting: Setting, size: Size) -> tuple[bm.Fit, dict[str, Any]]:
         left = size.seconds - (pace.start if size.charge else 0.0)
         steps = max(10, int(left / pace.step))
     clock = _Clock()
-    fitted = bm.fit(
-        _model(setting.noise), family, method=replace(method, steps=steps), callbacks=[clock]
-    )
+    fitted = _begin(setting, replace(method, steps=steps), family, clock)
     looped = steps * clock.step
     return fitted, {
         "seconds": pace.start + looped,
@@ -150,12 +148,19 @@ def _fit(setting: Setting, size: Size) -> tuple[bm.Fit, dict[str, Any]]:
     }
 
 
+def _begin(setting: Setting, method: Method, family: bm.TaskFamily, clock: _Clock) -> bm.Fit:
+    """A fit in the paper's own units."""
+    return bm.fit(
+        _model(setting.noise), family, method=method, standardise=False, callbacks=[clock]
+    )
+
+
 def _pace(setting: Setting, method: Method, family: bm.TaskFamily) -> Pace:
     """Seconds to the first step, compilation included, and per step."""
     clock = _Clock(enough=PACE_SECONDS)
     endless = replace(method, steps=10**6)
     with suppress(_Enough):
-        bm.fit(_model(setting.noise), family, method=endless, callbacks=[clock])
+        _begin(setting, endless, family, clock)
     return Pace(clock.marks[0][1] - clock.marks[0][0] * clock.step, clock.step)
 
 
