@@ -2,9 +2,10 @@
 
 Two settings a method, tried by `python -m studies.few_shot_sinusoid.tuning` with 20 s of outer
 steps each on tasks of their own. MAML and first-order MAML keep the paper's one step of 0.01 and
-try the outer step size. iMAML's paper has no sinusoid, so its λ is tried; Reptile takes the
-paper's 0.02 and tries Adam or the paper's own outer step. Laplace and joint choose between the
-noise sd that the others have, √½ (so that a row's nats are its squared error), and one they learn.
+try the outer step size. iMAML's paper has no sinusoid, so two step sizes, or two λ, are tried;
+Reptile takes the paper's 0.02 and tries Adam or the paper's own outer step. Laplace and joint
+choose between the noise sd that the others have, √½ (so that a row's nats are its squared error),
+and one they learn.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def _imaml(name: str) -> tuple[Setting, ...]:
             ),
         )
         for lam, steps, lr, curvature, outer in (
-            (0.1, 16, 0.02, "ggn", 4e-3),
-            (1.0, 16, 0.02, "ggn", 4e-3),
+            (0.1, 16, 0.01, "ggn", 4e-3),
+            (0.1, 16, 0.005, "ggn", 4e-3),
         )
     )  # fmt: skip
 
