@@ -367,7 +367,7 @@ def test_tasks_too_short_to_split_are_said(solved):
     family = bm.TaskFamily(tensors, names=solved.family.names, table=solved.family.table)
     found = meta(dataclasses.replace(solved, family=family))
     assert found.ok
-    assert "not computed: task 'b0' has 1 rows" in found.sentence
+    assert "not computed: task 'b0' has too few rows (1)" in found.sentence
 
 
 def test_quadrature_is_checked_as_laplace_and_said(tmp_path):

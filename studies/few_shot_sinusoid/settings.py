@@ -5,7 +5,7 @@ steps each on tasks of their own. MAML and first-order MAML keep the paper's one
 try the outer step size. iMAML's paper has no sinusoid, so two step sizes, or two λ, are tried;
 Reptile takes the paper's 0.02 and tries Adam or the paper's own outer step. Laplace and joint
 choose between the noise sd that the others have, √½ (so that a row's nats are its squared error),
-and one they learn.
+and one they learn. First-order MAML and variational iMAML take what MAML and iMAML chose.
 """
 
 from __future__ import annotations
@@ -133,4 +133,13 @@ GRID: dict[str, tuple[Setting, ...]] = {
     "laplace": _laplace(),
     "joint": _joint(),
 }
-CHOSEN: dict[str, int] = dict.fromkeys(GRID, 0)
+CHOSEN = {
+    "maml": 1,
+    "fomaml": 1,
+    "reptile": 0,
+    "imaml": 1,
+    "imaml_hf": 0,
+    "variational_imaml": 1,
+    "laplace": 0,
+    "joint": 0,
+}

@@ -99,7 +99,7 @@ def measure(name: str, trial: int, size: Size) -> list[dict[str, Any]]:
     fitted, spent = _fit(setting, size)
     unseen = _tasks(size.test, max(POINTS) + QUERY, seed=size.seed)
     support, query = unseen.split(max(POINTS), torch.Generator().manual_seed(size.seed))
-    common = {"method": name, "setting": setting.label, "trials": len(GRID[name])} | spent
+    common = {"method": name, "setting": setting.label} | spent
     return [
         {"points": points} | _score(errors) | common | {"adaptation": steps, "own": own}
         for points in POINTS
