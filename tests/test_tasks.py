@@ -63,7 +63,7 @@ def test_splits_are_repeatable_and_leave_the_global_generator_alone() -> None:
 
 
 def test_a_task_too_short_to_split_is_named() -> None:
-    with pytest.raises(bm.InputError, match="task '0' has 2 rows.*support="):
+    with pytest.raises(bm.InputError, match="task '0' has too few rows.*support="):
         ragged().split(2, torch.Generator().manual_seed(0))
 
 
