@@ -2,8 +2,9 @@
 
 A paper's numbers are taken as they stand in it and converted: papers average a loss over the n
 support rows, here nats are summed. So `lr` is for that mean, of squared errors where the noise is
-Gaussian (the step on f_i is lr/n_i, times 2σ²) and of −log p elsewhere; it does not change as σ is
-learned. `lam` is the paper's λ beside the mean of −log p (Λ = n_i λ I).
+Gaussian and of −log p elsewhere, and `lam` is the paper's λ beside that mean: the step on f_i is
+lr/n_i and Λ = n_i λ I, the one times and the other over 2σ² for Gaussian noise of sd σ. Learning σ
+thus changes no θ*.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ def imaml(
     Args:
         steps: inner steps.
         lr: the paper's α, for the loss per row.
-        lam: the paper's λ, held (Λ = n_i λ I); None keeps the prior's own Λ, and learns it.
+        lam: the paper's λ, held (Λ = n_i λ I, over 2σ² for Gaussian noise); None keeps the
+            prior's own Λ, and learns it.
         cg_steps: conjugate gradient steps of the implicit gradient.
         tolerance: of ‖∇F‖ in nats per unit of θ, at which a task stops; 0 takes all steps.
         support: as in `maml`.

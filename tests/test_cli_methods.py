@@ -220,7 +220,7 @@ def test_joint_is_what_it_was(runs):
 
 
 def test_an_adapted_task_is_the_closed_form(runs, tmp_path):
-    """θ* solves Xᵀ(y − Xθ)/σ² = λ n (θ − θ₀): Newton-CG is exact on a line."""
+    """θ* solves 2Xᵀ(y − Xθ) = λ n (θ − θ₀) whatever σ is: Newton-CG is exact on a line."""
     table = tmp_path / "new.csv"
     table.write_text("g,x,y\nnew,0,3\nnew,1,5\nnew,3,4\n")
     succeed(
@@ -230,7 +230,7 @@ def test_an_adapted_task_is_the_closed_form(runs, tmp_path):
     succeed("adapt", tmp_path / "run", table, "--out", tmp_path / "q.csv")
     fit = bm.load(tmp_path / "run")
     x = torch.tensor([[1.0, 0], [1, 1], [1, 3]]).double()
-    y, pull = torch.tensor([3.0, 5, 4]).double(), 0.5 * 3 * fit.noise**2
+    y, pull = torch.tensor([3.0, 5, 4]).double(), 0.5 * 3 / 2
     right = x.T @ y + pull * fit.prior.mean
     expected = torch.linalg.solve(x.T @ x + pull * torch.eye(2).double(), right)
     with (tmp_path / "q.csv").open() as file:

@@ -189,7 +189,7 @@ def estimate(problem: Problem) -> Estimate:
     fit = _Fit(problem)
     trace = _search(fit)
     shared = {k: v.detach() for k, v in fit.shared.items()}
-    prior = problem.prior.like(fit.prior().map(Tensor.detach), problem.model.blocks)
+    prior = problem.prior.like(_learned(fit, shared), problem.model.blocks)
     posterior, evidence, results = adapted(
         problem.with_prior(prior), shared, problem.family, problem.query
     )
@@ -202,6 +202,18 @@ def estimate(problem: Problem) -> Estimate:
         trace=trace,
         results=results,
     )
+
+
+def _learned(fit: _Fit, shared: dict[str, Tensor]) -> Gaussian:
+    """N(θ₀, Σ₀) as it was learned; where λ is given, Σ₀ = Λ⁻¹ of a task with the mean of rows."""
+    gaussian = fit.prior().map(Tensor.detach)
+    lam = getattr(fit.method.posterior, "lam", None)
+    if lam is None:
+        return gaussian
+    family = fit.problem.family
+    rows = 1.0 if family.mask is None else float(family.rows.double().mean())
+    scale = fit.problem.model.paper_scale(fit.everyone, shared)
+    return Gaussian(gaussian.mean, torch.ones_like(gaussian.mean) * scale / (lam * rows))
 
 
 def adapted(

@@ -93,14 +93,15 @@ class MetaStep:
         return {"anchor": {"mean": anchor}, "covariance": covariance, "shared": shared}
 
     def anchor(self, params: Params, batch: TaskBatch) -> Gaussian:
-        """N(θ₀, Σ₀) with a task axis on its mean; Λ_i = n_i λ I where λ is given."""
+        """N(θ₀, Σ₀) with a task axis on its mean; Λ_i = n_i λ I, over 2σ², where λ is given."""
         mean = params["anchor"]["mean"]
         lam = getattr(self.method.posterior, "lam", None)
         if lam is None:
             free = {"mean": mean} | params["covariance"]
             return self.prior.form.constrain(free, self.prior.blocks)
         rows = 1.0 if batch.mask is None else batch.mask.sum(1, keepdim=True).to(mean)
-        return Gaussian(mean, torch.ones_like(mean) / (lam * rows))
+        scale = self.model.paper_scale(batch, params["shared"])
+        return Gaussian(mean, torch.ones_like(mean) * scale / (lam * rows))
 
     def build(self, support: TaskBatch) -> Build:
         """The inner problem as a function of the parameters."""

@@ -73,7 +73,11 @@ class Implicit:
             def stationary(p: Params) -> Tensor:
                 # ∇f moves with ψ only; without one the anchor's part is all.
                 problem = build(p)
-                return (problem.gradient if p["shared"] else problem.force)(adapted.theta)
+                if not p["shared"]:
+                    return problem.force(adapted.theta)
+                # 2σ²∇F = 0 says the same, and nothing of σ where a path that ends early has none.
+                scale = torch.as_tensor(problem.model.paper_scale(problem.batch, problem.shared))
+                return problem.gradient(adapted.theta) * (scale / scale.detach())
 
             with torch.no_grad():
                 found = self.solve(build(params), adapted.theta, cotangent, start)

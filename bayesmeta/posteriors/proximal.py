@@ -34,8 +34,8 @@ class Proximal:
         curvature: "hessian", "ggn" (generalised Gauss-Newton), or "auto": the Hessian where the
             prediction is linear in the weights or there is no likelihood, else the Gauss-Newton
             matrix, which cannot be indefinite.
-        lam: the iMAML paper's λ: Λ = n_i λ I for a task with n_i rows, held; None keeps the
-            prior's own Λ.
+        lam: the iMAML paper's λ: Λ = n_i λ I for a task with n_i rows, over 2σ² where the noise is
+            Gaussian (λ stands beside a mean squared error), held; None keeps the prior's own Λ.
     """
 
     covariance: str = "point"

@@ -12,6 +12,8 @@ from bayesmeta.plots import COLOURS, DOUBLE, LINES, MARKERS, style
 TICKS = (0, 1, 5, 10, 16)
 END = 20.0
 APART = 1.2
+HIGHEST = 20.0
+"""Means above it are those of a few tasks that diverged; the table has them."""
 NAMES = {
     "maml": "MAML",
     "fomaml": "first-order MAML",
@@ -58,6 +60,12 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
                 markeredgecolor=COLOURS[name], markeredgewidth=0.8,
             )  # fmt: skip
     ax.set_yscale("log")
+    ax.set_ylim(0.05, HIGHEST)
+    if (part["mse"] > HIGHEST).any():
+        ax.annotate(
+            "above: a few tasks diverged", (0.98, 0.93), xycoords="axes fraction", ha="right",
+            fontsize=7, backgroundcolor="white",
+        )  # fmt: skip
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())

@@ -219,7 +219,8 @@ def _score(errors: Tensor) -> dict[str, float | int]:
     """Mean over tasks and its 95 % interval."""
     errors = errors.double()
     mean, half = float(errors.mean()), 1.96 * float(errors.std()) / math.sqrt(len(errors))
-    return {"mse": mean, "mse_low": mean - half, "mse_high": mean + half, "test_tasks": len(errors)}
+    ends = {"mse_low": mean - half, "mse_high": mean + half, "mse_median": float(errors.median())}
+    return {"mse": mean} | ends | {"test_tasks": len(errors)}
 
 
 def main() -> None:

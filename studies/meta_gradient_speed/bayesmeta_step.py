@@ -30,8 +30,12 @@ def prepare(task: Task, name: str) -> Step:
 
 def implicit(task: Task) -> Method:
     """iMAML with the exact Hessian."""
-    return bm.methods.imaml(  # whose lr is for squared errors, twice the energy at noise sd 1
-        steps=task.steps, lr=task.lr / 2, lam=task.lam, cg_steps=task.cg_steps, curvature="hessian"
+    return bm.methods.imaml(  # whose numbers are for squared errors, twice the energy at sd 1
+        steps=task.steps,
+        lr=task.lr / 2,
+        lam=2 * task.lam,
+        cg_steps=task.cg_steps,
+        curvature="hessian",
     )
 
 
