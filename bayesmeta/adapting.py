@@ -13,7 +13,7 @@ from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.modules import ready
+from bayesmeta.models.matching import ready
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
 from bayesmeta.tasks import TaskFamily

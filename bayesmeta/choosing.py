@@ -7,7 +7,7 @@ from bayesmeta.joint import exact, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.modules import paired
+from bayesmeta.models.matching import paired
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free

@@ -13,7 +13,7 @@ from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.modules import check_modules, check_task, paired
+from bayesmeta.models.matching import paired, ready
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
 from bayesmeta.prior import Prior
@@ -121,11 +121,9 @@ def _assembled(outcome: Outcome, method: Method, family: TaskFamily) -> MetaGrad
 
 def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     """A copy in the family's dtype, on its device, with what the inner algorithm learns in ψ."""
-    check_modules(model, family)
     floating = [t for t in family.tensors.values() if t.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
-    model = copy.deepcopy(model.bind(family)).to(device=family.device, dtype=dtype)
-    check_task(model, family)
+    model = ready(copy.deepcopy(model).to(device=family.device, dtype=dtype), family)
     learned = learned_steps(model, method)
     if learned is not None and LEARNED_STEPS not in model.shared:
         model.add_shared(LEARNED_STEPS, learned)
