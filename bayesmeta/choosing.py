@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bayesmeta import methods
+from bayesmeta.gradients.implicit import Implicit
+from bayesmeta.inner.newton import Newton
 from bayesmeta.joint import exact, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
@@ -140,9 +142,13 @@ def _choose_adapted(problem: Problem) -> str:
     if method.solver in ("exact", "gradient"):
         raise InputError(f'solver="{method.solver}" is for free Q_i: leave solver= out')
     few = isinstance(method.objective, Evidence) and profile.applies(problem)
+    # Who asks for an outer loop of another kind, or for other inner steps, gets them.
+    few = few and method.optimiser == "auto" and not method.compile
+    few = few and isinstance(method.inner, Newton) and isinstance(method.gradient, Implicit)
     if method.solver == "profile" and not few:
         raise InputError(
             f'solver="profile" integrates over at most {profile.DIM_LIMIT} adapted weights, with '
-            "every task in each step: leave solver= out"
+            "every task in each step, by Newton's method and a quasi-Newton search: leave "
+            "solver=, optimiser= and compile= out"
         )
     return "profile" if few else "amortised"

@@ -157,6 +157,15 @@ def test_one_short_task_costs_only_its_own_value():
     assert new.posterior.mean.isfinite().all()
 
 
+def test_laplace_with_an_outer_loop_of_its_own_gets_it():
+    model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(0.3))
+    solvers = {
+        bm.fit(model, sinusoids(), method=method).solver
+        for method in (m.laplace(optimiser="adam", outer_steps=3), m.laplace(outer_steps=3))
+    }
+    assert solvers == {"amortised", "profile"}
+
+
 @dataclass(frozen=True)
 class Adam(m.Adam):
     """A user's own, of the same name."""
