@@ -10,7 +10,8 @@ Training tasks are 4,000 with 20 rows, of which a method with a query set draws 
 adapt to, as good as a stream of fresh ones; a step takes 25 of them. The 120 seconds are the core's
 own, of the process and its compilers, from the call of `bm.fit` to the last outer step: starting up
 and compiling count, tuning and the adaptation of the training tasks at the end of a fit do not. How
-many outer steps that is, a run of 3 s more foretells, since the step size falls to 0 with the last.
+many outer steps that is, a run of 3 s more foretells, since the step size falls to 0 with the last;
+the table has the seconds that it came to.
 
 Test tasks get 5 or 10 points and are scored at 100 more. θ₀ is adapted by the method's own
 algorithm, Newton steps for imaml_hf, in as many steps as the table says; `own` marks the number
@@ -60,7 +61,6 @@ def run(quick: bool, device: str) -> Result:
 def headline(table: pd.DataFrame) -> str:
     """MAML against its goal, and every method as it was fitted to adapt, from the table."""
     maml = _row(table, "maml", 10, "1")
-    met = maml["mse"] <= GOAL and maml["seconds"] <= GOAL_SECONDS
     own = table[table["own"] & (table["points"] == 10)].sort_values("mse")
     others = ", ".join(
         f"{r['method']} {r['mse']:.3g} ({_steps(r['adaptation'])})" for _, r in own.iterrows()
@@ -68,12 +68,14 @@ def headline(table: pd.DataFrame) -> str:
     ten = table[(table["points"] == 10) & table["adaptation"].isin(("10", "converged"))]
     best = ten.loc[ten["mse"].idxmin()]
     again = _row(table, best["method"], 5, best["adaptation"])
+    spent = table["seconds"]
     return (
         f"With {maml['seconds']:.0f} s of one core MAML's squared error on unseen sinusoids is "
-        f"{_interval(maml)} after one step on 10 points: the goal, at most {GOAL:g} within "
-        f"{GOAL_SECONDS} s, is {'met' if met else 'missed'}. Adapted to 10 points as each was "
-        f"fitted to, best first: {others}. After ten steps or to the end the smallest error is "
-        f"{best['method']}'s, {_interval(best)} with 10 points and {_interval(again)} with 5."
+        f"{_interval(maml)} after one step on 10 points (goal: at most {GOAL:g} within "
+        f"{GOAL_SECONDS} s). Adapted to 10 points as each was fitted to, in {spent.min():.0f} to "
+        f"{spent.max():.0f} s, best first: {others}. After ten steps or to the end the smallest "
+        f"error is {best['method']}'s, {_interval(best)} with 10 points and {_interval(again)} "
+        f"with 5."
     )
 
 

@@ -12,6 +12,7 @@ from bayesmeta.plots import COLOURS, DOUBLE, LINES, MARKERS, style
 TICKS = (0, 1, 5, 10, 16)
 END = 20.0
 APART = 1.2
+LOWEST = 0.03
 HIGHEST = 20.0
 """Means above it are those of a few tasks that diverged; the table has them."""
 NAMES = {
@@ -60,7 +61,7 @@ def _panel(ax: Axes, part: pd.DataFrame) -> None:
                 markeredgecolor=COLOURS[name], markeredgewidth=0.8,
             )  # fmt: skip
     ax.set_yscale("log")
-    ax.set_ylim(0.05, HIGHEST)
+    ax.set_ylim(LOWEST, HIGHEST)
     if (part["mse"] > HIGHEST).any():
         ax.annotate(
             "above: a few tasks diverged", (0.98, 0.93), xycoords="axes fraction", ha="right",
