@@ -75,6 +75,25 @@ def test_a_divergence_before_the_cut_is_seen():
     assert {r.name for r in report.result} == {"diverged"}
 
 
+def test_a_task_that_broke_before_the_cut_stays_broken():
+    model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(0.3))
+    for rule in (m.Unrolled(), m.Truncated(1)):
+        method = m.Method(m.Algorithmic(), m.GradientDescent(1e3, 200), rule, PLAIN)
+        report = bm.meta_gradient(model, prior(model), sinusoids(), method).report
+        assert {r.name for r in report.result} == {"nonfinite"}
+
+
+def test_a_broken_task_does_not_end_the_audit_of_the_others():
+    family, model = sinusoids(), bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(0.3))
+    y = family.tensors["y"].clone()
+    y[0, 0] = torch.nan
+    broken = bm.TaskFamily.from_tensors(x=family.tensors["x"], y=y)
+    method = m.imaml(support=None, steps=2000, lr=0.05, lam=1.0, cg_steps=20)
+    report = bm.meta_gradient(model, prior(model), broken, method, audit=3).report
+    assert report.audits["0"].error != report.audits["0"].error
+    assert max(report.audits[name].error for name in "12") < 1e-6
+
+
 class InPlace:
     steps, tolerance, differentiable = 3, 0.0, True
 

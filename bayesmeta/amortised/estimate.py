@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep, Outcome
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Params
-from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS
+from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS, stream
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import Evidence, Validation, Variational, total
 from bayesmeta.outer import Trace, descend, minimise
@@ -174,16 +174,6 @@ def _search(fit: _Fit) -> Trace:
     )
 
 
-def stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
-    """Batches of tasks without end; each pass takes every task once."""
-    size = problem.method.batch
-    while True:
-        if size is None or size >= len(everyone):
-            yield everyone
-        else:
-            yield from problem.family.batches(size, problem.generator)
-
-
 def estimate(problem: Problem) -> Estimate:
     """Minimise M over (θ₀, Σ₀, ψ), then adapt every task on all its rows."""
     fit = _Fit(problem)
@@ -266,15 +256,14 @@ def _values(
         return _valued(problem, step, params, family, query)
     values = torch.full_like(params["anchor"]["mean"][:, 0], torch.nan)
     ended: list[Result] = [Result.converged] * len(family)
-    for which, seen in ((enough, None), (~enough, family)):
+    for which in (enough, ~enough):
         index = which.nonzero().flatten().cpu()
         if not len(index):
             continue
         some = {"anchor": {"mean": params["anchor"]["mean"][index]}}
-        part = family.subset(index)
-        value, results = _valued(problem, step, params | some, part, seen and part)
-        if seen is None:
-            values[index] = value
+        part, short = family.subset(index), which is not enough
+        value, results = _valued(problem, step, params | some, part, part if short else None)
+        values[index] = torch.nan if short else value
         for place, result in zip(index.tolist(), results, strict=True):
             ended[place] = result
     return values, ended

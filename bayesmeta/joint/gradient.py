@@ -224,7 +224,7 @@ def _search(descent: _Descent) -> Trace:
             tolerance=method.tolerance,
             callbacks=problem.callbacks,
         )
-    batches = _stream(problem, descent.everyone)
+    batches = stream(problem, descent.everyone)
     steps = method.steps or NOISY_STEPS
     rise = 0 if descent.affine else method.warmup * steps
 
@@ -244,7 +244,7 @@ def _search(descent: _Descent) -> Trace:
     )
 
 
-def _stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
+def stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
     """Batches of tasks without end; each pass takes every task once."""
     size = problem.method.batch
     while True:
