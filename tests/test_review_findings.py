@@ -75,14 +75,6 @@ def test_a_divergence_before_the_cut_is_seen():
     assert {r.name for r in report.result} == {"diverged"}
 
 
-def test_a_task_that_broke_before_the_cut_stays_broken():
-    model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(0.3))
-    for rule in (m.Unrolled(), m.Truncated(1)):
-        method = m.Method(m.Algorithmic(), m.GradientDescent(1e3, 200), rule, PLAIN)
-        report = bm.meta_gradient(model, prior(model), sinusoids(), method).report
-        assert {r.name for r in report.result} == {"nonfinite"}
-
-
 def test_a_broken_task_does_not_end_the_audit_of_the_others():
     family, model = sinusoids(), bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(0.3))
     y = family.tensors["y"].clone()

@@ -195,7 +195,6 @@ class _Loop:
             state, first = self.algorithm.init(self.problem, at.theta), (at.value, at.residual)
         else:
             state, first = after.state, after.first or (at.value, at.residual)
-            alive = alive & (after.result != CODE[Result.nonfinite])
         taken = torch.zeros_like(alive, dtype=torch.long)
         for step in range(limit):
             running = alive & (at.residual > tolerance) if tolerance > 0 else alive
