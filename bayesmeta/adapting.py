@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised import estimate as amortised
+from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
@@ -45,7 +46,7 @@ def adapt_tasks(
     solver: str,
     family: TaskFamily,
     generator: torch.Generator,
-) -> tuple[Gaussian, Tensor, list[Result]]:
+) -> tuple[Gaussian | Empirical, Tensor, list[Result]]:
     """Q_i, the evidence or its bound (task,), and how each task ended.
 
     Args:
@@ -73,7 +74,7 @@ def adapt_tasks(
 
 
 def vague_estimates(
-    model: Model, prior: Gaussian, posteriors: Gaussian, family: TaskFamily
+    model: Model, prior: Gaussian, posteriors: Gaussian | Empirical, family: TaskFamily
 ) -> Gaussian:
     """Q_i under a prior a thousand times as wide, NaN where even that prior still decides.
 

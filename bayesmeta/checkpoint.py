@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bayesmeta import __version__, likelihoods, models
 from bayesmeta.amortised.meta_gradient import prepared
+from bayesmeta.empirical import Empirical
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.loop import Algorithm
@@ -50,8 +51,7 @@ def write(fit: Fit, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prior = {f"prior.{k}": v for k, v in fit.fitted_prior.free.items()}
     shared = {f"shared.{k}": v for k, v in fit.model.shared.items()}
-    gaussian = fit.posterior.gaussian
-    parts = {"mean": gaussian.mean, "diagonal": gaussian.diagonal, "factor": gaussian.factor}
+    parts = _parts(fit.posterior.gaussian)
     data = {f"tensor.{k}": v for k, v in fit.family.tensors.items()}
     _save(prior | shared | {"blocks": fit.fitted_prior.blocks}, folder / "prior.safetensors")
     _save(parts | {"task_evidence": fit.task_evidence}, folder / "posterior.safetensors")
@@ -61,6 +61,13 @@ def write(fit: Fit, folder: Path) -> Path:
     text = json.dumps(_record(fit), indent=1, ensure_ascii=False)
     (folder / "run.json").write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def _parts(posterior: Gaussian | Empirical) -> dict[str, Tensor | None]:
+    """The tensors that every Q_i is made of, by name."""
+    if isinstance(posterior, Empirical):
+        return {"draws": posterior.draws}
+    return {"mean": posterior.mean, "diagonal": posterior.diagonal, "factor": posterior.factor}
 
 
 def _record(fit: Fit) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "likelihood": None if likelihood is None else likelihood.to_json(),
         "prior": fit.fitted_prior.to_json(),
         "method": fit.choices.to_json(),
-        "posterior_sign": fit.posterior.gaussian.sign,
+        "posterior_sign": getattr(fit.posterior.gaussian, "sign", 1),
         "solver": fit.solver,
         "names": list(fit.model.names),
         "tasks": list(fit.family.names),
@@ -130,12 +137,15 @@ def _assemble(
     gaussian = prior.form.constrain(free, prior_file["blocks"])
     shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
     model.load_shared(shared)
-    posterior = Gaussian(
-        posterior_file["mean"],
-        posterior_file.get("diagonal"),
-        posterior_file.get("factor"),
-        sign=record["posterior_sign"],
-    )
+    if "draws" in posterior_file:
+        posterior = Empirical(posterior_file["draws"])
+    else:
+        posterior = Gaussian(
+            posterior_file["mean"],
+            posterior_file.get("diagonal"),
+            posterior_file.get("factor"),
+            sign=record["posterior_sign"],
+        )
     result, standard = record["result"], record["standardisation"]
     log = record["log"]
     return Fit(

@@ -22,7 +22,7 @@ LARGEST_TABLE = 5e8
 
 def default_prior(prior: Prior | None, method: Method, model: Model, family: TaskFamily) -> Prior:
     """The prior given, or the one that belongs to the method."""
-    lam = getattr(method.posterior, "lam", None)
+    lam = method.lam
     if prior is not None:
         if lam is not None:
             raise InputError(
@@ -34,7 +34,7 @@ def default_prior(prior: Prior | None, method: Method, model: Model, family: Tas
         rows = float(family.rows.double().mean())
         held = Prior("isotropic", learn="mean")
         return held.at(mean=model.start, variance=1 / (lam * rows), blocks=model.blocks)
-    if isinstance(method.posterior, Algorithmic):
+    if isinstance(method.posterior, Algorithmic) and not method.anchored:
         if isinstance(method.objective, Variational):
             held = Prior("isotropic", learn="mean")
             return held.at(mean=model.start, variance=1.0, blocks=model.blocks)
@@ -72,7 +72,7 @@ def checked_prior(
             raise InputError(f"the prior has {prior().dim} weights, the model {model.dim}")
     elif prior.learn != "all":
         raise InputError(f'a prior with learn="{prior.learn}" needs values: use .at(...)')
-    algorithmic = isinstance(method.posterior, Algorithmic)
+    algorithmic = isinstance(method.posterior, Algorithmic) and not method.anchored
     if prior.form.name == "point" and not (
         algorithmic and not isinstance(method.objective, Variational)
     ):

@@ -31,6 +31,8 @@ METHODS = {
     "imaml": "as maml, each task solved to the end under its pull towards the prior",
     "imaml_hf": "imaml, solved by Newton-CG",
     "variational_imaml": "imaml without held-out rows",
+    "stochastic": "maml for a random algorithm: minibatches, Langevin noise, a mixture of several",
+    "two_path": "the same for the mean of its runs, by separate runs forward and backward",
 }
 Progress = Callable[[int, int, float], None]
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bayesmeta.adapting import adapt_tasks, vague_estimates
 from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
+from bayesmeta.empirical import Empirical
+from bayesmeta.gaussian import Gaussian
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
@@ -55,7 +57,7 @@ class Fit:
     choices: Method
     solver: str
     fitted_prior: Prior
-    posterior: Named
+    posterior: Named[Gaussian | Empirical]
     log_evidence: float
     evidence_kind: str
     task_evidence: Tensor
@@ -76,7 +78,7 @@ class Fit:
         )
 
     @property
-    def prior(self) -> Named:
+    def prior(self) -> Named[Gaussian]:
         """N(θ₀, Σ₀)."""
         with torch.no_grad():
             return Named(self.model.names, self.fitted_prior().map(Tensor.detach))
@@ -216,7 +218,7 @@ class Fit:
         random, also where the fit was given its query sets, which it does not keep.
 
         Args:
-            audit: so many tasks are compared with the exact answer.
+            audit: so many tasks are compared with the exact answer, where there is one.
             seed: of splits and draws.
 
         Raises:
@@ -225,16 +227,20 @@ class Fit:
         method = self.choices
         if isinstance(method.objective, Evidence):
             method = replace(method, objective=Evidence(points=1))
+        audit = 0 if method.stochastic else audit
         generator = torch.Generator().manual_seed(seed)
         return meta_gradient(
             self.model, self.fitted_prior, self.internal(self.family), method,
             generator=generator, audit=audit,
         )  # fmt: skip
 
-    def no_pooling(self) -> Named:
+    def no_pooling(self) -> Named[Gaussian]:
         """Each task's estimate from its own rows alone (ψ held); NaN where they do not suffice."""
         estimate = vague_estimates(
-            self.model, self.prior.gaussian, self.posterior.gaussian, self.internal(self.family)
+            self.model,
+            self.prior.gaussian,
+            self.posterior.gaussian,
+            self.internal(self.family),
         )
         return Named(self.model.names, estimate, self.family.names)
 
@@ -301,6 +307,8 @@ class Fit:
         Where Σ₀ is singular both densities are taken on its support.
         """
         prior, posterior = self.prior.gaussian, self.posterior.gaussian
+        if isinstance(posterior, Empirical):
+            raise InputError("the draws of a stochastic algorithm have no density log q(θ)")
         with torch.no_grad():
             theta = posterior.sample(n, generator)
             loss = self.model.energies(theta, self.internal(self.family).batch())

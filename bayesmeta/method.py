@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
-from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
-from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov
+from bayesmeta.gradients.pathwise import FirstOrder, SeparatePaths, Truncated, Unrolled
+from bayesmeta.gradients.score import Score
+from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov, RMSProp
+from bayesmeta.inner.langevin import SGLD
 from bayesmeta.inner.loop import Algorithm
+from bayesmeta.inner.mixture import Mixture
 from bayesmeta.inner.newton import Exact, Newton, NewtonCG
+from bayesmeta.inner.noise import components, is_random
 from bayesmeta.inner.quasi_newton import LBFGS
 from bayesmeta.objective import Evidence, Objective, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
@@ -27,13 +31,14 @@ PRIOR_UPDATES = ("gradient", "closed_form")
 EXACT_LIMIT = 100
 OPTIMISERS = ("auto", "adam", "sgd", "quasi-newton")
 Posterior = Free | Proximal | Algorithmic
-Gradient = Direct | FirstOrder | Unrolled | Truncated | Implicit
+Gradient = Direct | FirstOrder | Unrolled | Truncated | Implicit | SeparatePaths | Score
 CHOICES = {
     kind.__name__: kind
     for kind in (
         *(Free, Proximal, Algorithmic),
-        *(GradientDescent, Nesterov, Momentum, Adam, NewtonCG, Newton, Exact, LBFGS),
-        *(Direct, FirstOrder, Unrolled, Truncated, Implicit),
+        *(GradientDescent, Nesterov, Momentum, Adam, RMSProp, SGLD, Mixture),
+        *(NewtonCG, Newton, Exact, LBFGS),
+        *(Direct, FirstOrder, Unrolled, Truncated, Implicit, SeparatePaths, Score),
         *(Variational, Validation, Evidence),
     )
 }
@@ -55,7 +60,8 @@ class Method:
             "adam", "sgd", or "auto", the first of these that applies.
         steps: outer steps at most; None is 500 for deterministic and 5000 for noisy objectives.
         lr: step size of adam or sgd at the start; sgd steps along the mean gradient of the tasks.
-        draws: of θ per task and step, where the expectation has no closed form.
+        draws: of θ per task and step, where the expectation has no closed form: of a Gaussian Q_i,
+            or runs of a stochastic algorithm.
         noise: "fresh" draws at each step (Adam), or "common": the same ones at every step, which
             makes M deterministic (quasi-Newton).
         batch: tasks per step, without replacement; None is all of them.
@@ -111,6 +117,32 @@ class Method:
             raise InputError("the closed-form prior update needs every task: leave batch= out")
         (_refuse_free if isinstance(self.posterior, Free) else _refuse_adapted)(self)
 
+    @classmethod
+    def composed(
+        cls, posterior: Any, inner: Any, gradient: Any, objective: Any, options: dict[str, Any]
+    ) -> Method:
+        """A named method, whose outer steps, step size and tolerance go by names of their own.
+
+        Args:
+            posterior, inner, gradient, objective: the choices.
+            options: of the outer loop, by the names of `Method` or with outer_ before them.
+
+        Raises:
+            InputError: an option that no method has.
+        """
+        plain = [name for name in ("steps", "lr", "tolerance") if name in options]
+        if plain:
+            raise InputError(f"{plain[0]}= of the outer loop is called outer_{plain[0]}= here")
+        options = {k.removeprefix("outer_"): v for k, v in options.items()}
+        known = {f.name for f in fields(cls)}
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise InputError(
+                f"this method has no option {unknown[0]!r}: see help(bm.methods.imaml) and its "
+                "like for their own, and help(bm.methods.Method) for those of the outer loop"
+            )
+        return cls(posterior, inner, gradient, objective, **options)
+
     @property
     def solves_posteriors(self) -> bool:
         """Whether M is to be taken at its best full Gaussian Q_i of all tasks, or integrates θ."""
@@ -120,6 +152,26 @@ class Method:
             return True
         best = isinstance(self.posterior, Free) and self.posterior.form.name == "full"
         return best and isinstance(self.objective, Variational) and self.objective.beta == 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether adaptation is random, so that Q_i is known by draws."""
+        return is_random(self.inner)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether adaptation descends on f_i + ½‖θ − θ₀‖²_Λ."""
+        return isinstance(self.posterior, Proximal) or getattr(self.posterior, "anchored", False)
+
+    @property
+    def lam(self) -> float | None:
+        """λ of papers, where it holds Λ in the place of the prior's own."""
+        return getattr(self.posterior, "lam", None)
+
+    @property
+    def at(self) -> Literal["draws", "mean"]:
+        """Where M of a stochastic algorithm is taken."""
+        return self.objective.at if isinstance(self.objective, Validation) else "draws"
 
     @property
     def kl(self) -> str:
@@ -135,6 +187,8 @@ class Method:
         Of a method whose "auto" curvatures are decided: only the Hessian is the loss's curvature.
         """
         rule = self.gradient
+        if isinstance(rule, SeparatePaths | Score):  # of M on average, not of these paths' M
+            return False
         return self.whole_gradient and getattr(rule, "curvature", "hessian") == "hessian"
 
     @property
@@ -145,7 +199,9 @@ class Method:
             return envelope and isinstance(self.objective, Variational) and self.objective.beta == 1
         if isinstance(self.gradient, Implicit):
             return self.gradient.steps > 0 and self.gradient.damping == 0
-        return isinstance(self.gradient, Unrolled)
+        return isinstance(self.gradient, Unrolled | Score) or (
+            isinstance(self.gradient, SeparatePaths) and self.gradient.last is None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A record of every choice; `from_json` makes the method again."""
@@ -166,12 +222,16 @@ class Method:
 
 
 CHOSEN = ("posterior", "inner", "gradient", "objective")
+Support = int | float | None
 
 
 def _choice_record(choice: Any) -> dict[str, Any] | None:
     if choice is None:
         return None
     name = type(choice).__name__
+    if isinstance(choice, Mixture):
+        parts = [_choice_record(part) for part in choice.algorithms]
+        return {"kind": name, "algorithms": parts, "weights": choice.weights}
     if CHOICES.get(name) is not type(choice) or not is_dataclass(choice):
         return {"kind": "custom", "is": repr(choice)}
     assert not isinstance(choice, type)
@@ -187,7 +247,12 @@ def _choice(record: dict[str, Any] | None) -> Any:
             f"this run used an algorithm of your own ({record.get('is', kind)}), which a run "
             "folder cannot hold: pass it, bm.load(folder, inner=...)"
         )
-    return CHOICES[kind](**{k: v for k, v in record.items() if k != "kind"})
+    # JSON knows no tuples.
+    plain = {k: v for k, v in record.items() if k != "kind"}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    if "algorithms" in values:
+        values["algorithms"] = tuple(_choice(part) for part in values["algorithms"])
+    return CHOICES[kind](**values)
 
 
 def _refuse_free(method: Method) -> None:
@@ -228,6 +293,7 @@ def _refuse_adapted(method: Method) -> None:
             "none to differentiate (a line search or restart): use gradient=Implicit(), or an "
             "algorithm with fixed steps"
         )
+    _refuse_random(method)
     if isinstance(method.posterior, Algorithmic):
         if isinstance(rule, Implicit):
             raise InputError(
@@ -245,13 +311,60 @@ def _refuse_adapted(method: Method) -> None:
     elif isinstance(rule, Direct) and not isinstance(objective, Variational):
         raise InputError("with Q_i held only the Variational objective has an exact gradient: "
                          "use gradient=Implicit()")  # fmt: skip
-    if getattr(inner, "learn_lr", False) and not rule.needs_path:
+    if any(getattr(part, "learn_lr", False) for part in components(inner)) and not rule.needs_path:
         raise InputError(
             f"learned step sizes get no gradient from {type(rule).__name__}(), which does not see "
             "the steps: use gradient=Unrolled() or Truncated(k)"
         )
     if isinstance(objective, Evidence) and method.posterior.form.name == "point":
         raise InputError('the evidence integrates θ: give Proximal(covariance="full")')
+
+
+def _refuse_random(method: Method) -> None:
+    """What goes with a stochastic algorithm only, and what does not go with one."""
+    inner, rule = method.inner, method.gradient
+    if not method.stochastic:
+        if isinstance(rule, SeparatePaths | Score):
+            raise InputError(
+                f"{type(rule).__name__}() is for a stochastic algorithm, and every run of "
+                f"{inner!r} ends in the same place: give it minibatches (rows=), use SGLD or a "
+                "Mixture, or gradient=Unrolled()"
+            )
+        if method.at == "mean":
+            raise InputError(
+                'at="mean" is the loss at the mean of random runs, and this algorithm has only one '
+                "run: give it minibatches (rows=), use SGLD or a Mixture, or leave at= out"
+            )
+        return
+    if not isinstance(method.posterior, Algorithmic):
+        raise InputError(
+            f"{inner!r} is random and never settles, so its end is no minimum for Proximal() Q_i: "
+            "use Algorithmic(anchored=True), the law of its ends"
+        )
+    if isinstance(rule, SeparatePaths):
+        if method.at != "mean":
+            raise InputError(
+                "SeparatePaths() differentiates g(E_z θ_z), a loss at the mean of runs: use "
+                'Validation(at="mean"), or Unrolled() for the mean of the losses, E_z g(θ_z)'
+            )
+        if method.draws != 1:
+            raise InputError(
+                f"draws={method.draws}: SeparatePaths(forward=, backward=) has its own numbers"
+            )
+    if isinstance(rule, Score):
+        if method.at != "draws" or method.draws < 2:
+            raise InputError(
+                "Score() differentiates the mean of the losses by comparing runs: use "
+                'Validation(at="draws") and draws=2 or more'
+            )
+        plain = [a for a in components(inner) if not hasattr(a, "transition")]
+        if plain:
+            raise InputError(
+                f"Score() needs the probability of every step, and those of {plain[0]!r} are not "
+                "Gaussian: use SGLD, or gradient=Unrolled()"
+            )
+    if method.compile and isinstance(inner, Mixture):
+        raise InputError("a Mixture's paths part anew in every step: leave compile= out")
 
 
 def with_curvature(method: Method, affine: bool, dim: int) -> Method:

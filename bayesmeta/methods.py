@@ -9,24 +9,27 @@ thus changes no θ*.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from bayesmeta.gradients.direct import Direct
 from bayesmeta.gradients.implicit import Implicit
-from bayesmeta.gradients.pathwise import FirstOrder, Truncated, Unrolled
-from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov
+from bayesmeta.gradients.pathwise import FirstOrder, SeparatePaths, Truncated, Unrolled
+from bayesmeta.gradients.score import Score
+from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov, RMSProp
+from bayesmeta.inner.langevin import SGLD
+from bayesmeta.inner.mixture import Mixture
 from bayesmeta.inner.newton import Exact, Kind, Newton, NewtonCG
 from bayesmeta.inner.quasi_newton import LBFGS
-from bayesmeta.method import Method
+from bayesmeta.method import Method, Support
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
 from bayesmeta.posteriors.proximal import Proximal
-from bayesmeta.results import InputError
+from bayesmeta.randomised import stochastic, two_path
 
 __all__ = [
     "LBFGS",
+    "SGLD",
     "Adam",
     "Algorithmic",
     "Direct",
@@ -37,11 +40,15 @@ __all__ = [
     "GradientDescent",
     "Implicit",
     "Method",
+    "Mixture",
     "Momentum",
     "Nesterov",
     "Newton",
     "NewtonCG",
     "Proximal",
+    "RMSProp",
+    "Score",
+    "SeparatePaths",
     "Truncated",
     "Unrolled",
     "Validation",
@@ -54,12 +61,13 @@ __all__ = [
     "laplace",
     "maml",
     "reptile",
+    "stochastic",
     "truncated_maml",
+    "two_path",
     "variational_imaml",
 ]
 
 FULL_LIMIT = 50
-Support = int | float | None
 
 
 def default_form(dim: int) -> str:
@@ -112,7 +120,7 @@ def maml(
             its steps, lr and tolerance as outer_steps, outer_lr and outer_tolerance.
     """
     inner = GradientDescent(lr, steps, learn_lr=learn_lr)
-    return _method(Algorithmic(), inner, Unrolled(), Validation(support), options)
+    return Method.composed(Algorithmic(), inner, Unrolled(), Validation(support), options)
 
 
 def truncated_maml(
@@ -131,7 +139,7 @@ def truncated_maml(
         lr, support, **options: as in `maml`.
     """
     inner = GradientDescent(lr, steps)
-    return _method(Algorithmic(), inner, Truncated(last), Validation(support), options)
+    return Method.composed(Algorithmic(), inner, Truncated(last), Validation(support), options)
 
 
 def fomaml(*, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **options: Any) -> Method:
@@ -141,7 +149,7 @@ def fomaml(*, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **option
         steps, lr, support, **options: as in `maml`.
     """
     inner = GradientDescent(lr, steps)
-    return _method(Algorithmic(), inner, FirstOrder(), Validation(support), options)
+    return Method.composed(Algorithmic(), inner, FirstOrder(), Validation(support), options)
 
 
 def reptile(*, steps: int = 5, lr: float = 0.01, **options: Any) -> Method:
@@ -158,7 +166,7 @@ def reptile(*, steps: int = 5, lr: float = 0.01, **options: Any) -> Method:
         **options: as in `maml`; outer_lr is the paper's ε, 1 by default here.
     """
     inner, options = GradientDescent(lr, steps), {"optimiser": "sgd", "outer_lr": 1.0} | options
-    return _method(Algorithmic(), inner, Direct(), Variational(), options)
+    return Method.composed(Algorithmic(), inner, Direct(), Variational(), options)
 
 
 def imaml(
@@ -192,7 +200,7 @@ def imaml(
     """
     inner = GradientDescent(lr, steps, tolerance=tolerance)
     rule = Implicit(steps=cg_steps, curvature=curvature)
-    return _method(Proximal(lam=lam), inner, rule, Validation(support), options)
+    return Method.composed(Proximal(lam=lam), inner, rule, Validation(support), options)
 
 
 def imaml_hf(
@@ -218,7 +226,7 @@ def imaml_hf(
     """
     inner = NewtonCG(steps, newton_cg_steps, curvature=curvature, tolerance=tolerance)
     rule = Implicit(steps=cg_steps, curvature=curvature)
-    return _method(Proximal(lam=lam), inner, rule, Validation(support), options)
+    return Method.composed(Proximal(lam=lam), inner, rule, Validation(support), options)
 
 
 def variational_imaml(
@@ -249,7 +257,7 @@ def variational_imaml(
     point = covariance.strip() == "point"
     rule = Direct() if point else Implicit(steps=cg_steps, curvature=curvature)
     posterior = Proximal(covariance, curvature, lam)
-    return _method(posterior, inner, rule, Variational(), options)
+    return Method.composed(posterior, inner, rule, Variational(), options)
 
 
 def laplace(
@@ -276,22 +284,4 @@ def laplace(
     """
     inner = Newton(steps, curvature=curvature, tolerance=1e-9)
     rule = Implicit("cholesky", curvature=curvature)
-    return _method(Proximal(covariance, curvature), inner, rule, Evidence(points), options)
-
-
-def _method(
-    posterior: Any, inner: Any, gradient: Any, objective: Any, options: dict[str, Any]
-) -> Method:
-    """A method whose outer steps and step size go by names of their own."""
-    plain = [name for name in ("steps", "lr", "tolerance") if name in options]
-    if plain:
-        raise InputError(f"{plain[0]}= of the outer loop is called outer_{plain[0]}= here")
-    options = {k.removeprefix("outer_"): v for k, v in options.items()}
-    known = {f.name for f in fields(Method)}
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(
-            f"this method has no option {unknown[0]!r}: see help(bm.methods.imaml) and its like "
-            "for their own, and help(bm.methods.Method) for those of the outer loop"
-        )
-    return Method(posterior, inner, gradient, objective, **options)
+    return Method.composed(Proximal(covariance, curvature), inner, rule, Evidence(points), options)

@@ -6,13 +6,14 @@
 For a point Q_i the KL is infinite, and its quadratic term ½‖θ_i − θ₀‖²_Λ stands for it.
 
     Variational   ℓ = f, the KL kept
-    Validation    ℓ = g, the KL dropped
+    Validation    ℓ = g, the KL dropped; of a stochastic algorithm E_z g(θ_z), or g(E_z θ_z)
     Evidence      −log ∫ exp(−f(θ)) N(θ; θ₀, Σ₀) dθ, by Laplace's method or quadrature around θ*
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -40,12 +41,17 @@ class Validation:
             sees; the rest is the query set. None: the query set is the support set (g = f), unless
             a query family is given.
         fresh: draw the split anew at every outer step, or once.
+        at: where g is taken if adaptation is random: "draws", E_z g(θ_z), what an adapted model
+            loses on average; or "mean", g(E_z θ_z), what the average of adapted models loses.
     """
 
     support: int | float | None = 0.5
     fresh: bool = True
+    at: Literal["draws", "mean"] = "draws"
 
     def __post_init__(self) -> None:
+        if self.at not in ("draws", "mean"):
+            raise InputError(f'at={self.at!r}: give "draws" or "mean"')
         value = self.support
         if value is not None and not (
             0 < value < 1 if isinstance(value, float) else value >= 1 and value is not True
@@ -75,11 +81,11 @@ Objective = Variational | Validation | Evidence
 
 
 def per_task(expected_loss: Tensor, posteriors: Gaussian, prior: Gaussian, beta: float) -> Tensor:
-    """(task,) E_{Q_i} ℓ_i + β KL(Q_i ‖ prior) in nats.
+    """(..., task) E_{Q_i} ℓ_i + β KL(Q_i ‖ prior) in nats.
 
     Args:
-        expected_loss: (task,) E_{Q_i} ℓ_i in nats.
-        posteriors: Q_i with a leading task axis.
+        expected_loss: (..., task) E_{Q_i} ℓ_i in nats.
+        posteriors: Q_i with a leading task axis; a point with axes before it.
         prior: N(θ₀, Σ₀).
         beta: weight of the KL; anything but 1 is not a bound on the evidence.
     """

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.results import InputError
 
+Law = TypeVar("Law", bound=Gaussian | Empirical, covariant=True)
+
 
 @dataclass(frozen=True, eq=False)
-class Named:
-    """A Gaussian whose coordinates have names; with `tasks`, one per task.
+class Named(Generic[Law]):
+    """A Gaussian, or a law known by draws, whose coordinates have names; with `tasks`, one each.
 
     Args:
         names: (dim,) coordinates.
-        gaussian: N(m, S).
+        gaussian: N(m, S), or the draws of a stochastic algorithm.
         tasks: names of the leading axis; empty for a prior.
     """
 
     names: tuple[str, ...]
-    gaussian: Gaussian
+    gaussian: Law
     tasks: tuple[str, ...] = ()
 
     @property

@@ -62,8 +62,8 @@ class Split:
         after = count + place[: self.query_width]
         last = after.clamp(max=order.shape[1] - 1)
         return (
-            _taken(batch, order.gather(1, first), first < count),
-            _taken(batch, order.gather(1, last), after < rows),
+            taken(batch, order.gather(1, first), first < count),
+            taken(batch, order.gather(1, last), after < rows),
         )
 
 
@@ -78,7 +78,7 @@ def _support_rows(rows: Tensor, support: int | float) -> Tensor:
     return count.clamp(min=1).expand(len(rows)).to(rows.device)
 
 
-def _taken(batch: TaskBatch, rows: Tensor, keep: Tensor) -> TaskBatch:
+def taken(batch: TaskBatch, rows: Tensor, keep: Tensor) -> TaskBatch:
     """The batch with rows chosen per task; those not kept repeat the first."""
     mask = batch.mask
     assert mask is not None

@@ -18,7 +18,7 @@ LAYERS = """
     results
     atomic
     spectral
-    tasks gaussian likelihoods
+    tasks gaussian empirical likelihoods
     splits forms tables derivatives
     prior models families standardise
     expectation predictions linsolve curvature
@@ -27,7 +27,8 @@ LAYERS = """
     posteriors
     objective outer
     method
-    methods joint
+    randomised joint
+    methods
     amortised
     adapting choosing
     fitted

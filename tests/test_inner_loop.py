@@ -192,7 +192,7 @@ def test_a_broken_task_adds_nothing_to_the_gradient_of_shared_parameters():
 
 
 def test_planted_without_stand_ins_a_broken_task_spoils_the_gradient(monkeypatch):
-    monkeypatch.setattr(loop, "_reindexed", lambda problem, index: problem)
+    monkeypatch.setattr(loop, "reindexed", lambda problem, index: problem)
     slopes = meta_gradient(poisoned(quadratics()), GradientDescent(0.1, 6), torch.ones(4, 3))
     assert any(slope.isnan().any() for slope in slopes)
 

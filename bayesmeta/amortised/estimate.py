@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep, Outcome
+from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Params
+from bayesmeta.inner.paths import Paths
 from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS, stream
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import Evidence, Validation, Variational, total
@@ -53,7 +56,7 @@ class _Fit:
     def parameters(self) -> list[Tensor]:
         return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
 
-    def evaluate(self, batch: TaskBatch, both: Sets, noise: Tensor) -> Tensor:
+    def evaluate(self, batch: TaskBatch, both: Sets, noise: Tensor | Paths) -> Tensor:
         """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
         free = {k: v.detach() for k, v in self.prior.free.items()}
         shared = {k: v.detach() for k, v in self.shared.items()}
@@ -82,9 +85,11 @@ class _Fit:
             return batch, batch
         return split.draw(batch, self.problem.generator)
 
-    def noise(self, batch: TaskBatch) -> Tensor:
-        mean = self.prior.free["mean"]
-        return self.step.noise(len(batch), len(mean), mean.detach(), self.problem.generator)
+    def drawn(self, batch: TaskBatch, split: Split | None) -> tuple[Sets, Tensor | Paths]:
+        """The sets of a batch, and what is random in one step on them."""
+        both = self.draw(batch, split)
+        mean = self.prior.free["mean"].detach()
+        return both, self.step.noise(both[0], mean, self.problem.generator)
 
 
 def compiled(step: MetaStep) -> Callable[..., Outcome]:
@@ -98,7 +103,7 @@ def deterministic(problem: Problem) -> bool:
     if method.batch is not None:
         return False
     draws = method.posterior.form.name != "point" and not hasattr(objective, "points")
-    if draws and method.noise == "fresh":
+    if (draws or method.stochastic) and method.noise == "fresh":
         return False
     if not isinstance(objective, Validation) or objective.support is None:
         return True
@@ -138,7 +143,7 @@ def _search(fit: _Fit) -> Trace:
             'optimiser="quasi-newton" needs the same M at every step: leave batch= out, use '
             'Validation(fresh=False) or support=None, and noise="common" for a Gaussian Q_i'
         )
-    fixed = (fit.draw(fit.everyone, split), fit.noise(fit.everyone)) if fit.deterministic else None
+    fixed = fit.drawn(fit.everyone, split) if fit.deterministic else None
     if optimiser == "quasi-newton":
         assert fixed is not None
         return minimise(
@@ -154,7 +159,7 @@ def _search(fit: _Fit) -> Trace:
         if fixed is not None:
             return fit.evaluate(fit.everyone, *fixed)
         batch = next(batches)
-        return fit.evaluate(batch, fit.draw(batch, split), fit.noise(batch))
+        return fit.evaluate(batch, *fit.drawn(batch, split))
 
     steps = method.steps or NOISY_STEPS
     if optimiser == "sgd":
@@ -197,7 +202,7 @@ def estimate(problem: Problem) -> Estimate:
 def _learned(fit: _Fit, shared: dict[str, Tensor]) -> Gaussian:
     """N(θ₀, Σ₀) as it was learned; where λ is given, Σ₀ = Λ⁻¹ of a task with the mean of rows."""
     gaussian = fit.prior().map(Tensor.detach)
-    lam = getattr(fit.method.posterior, "lam", None)
+    lam = fit.method.lam
     if lam is None:
         return gaussian
     family = fit.problem.family
@@ -211,7 +216,7 @@ def adapted(
     shared: dict[str, Tensor],
     family: TaskFamily,
     query: TaskFamily | None = None,
-) -> tuple[Gaussian, Tensor, list[Result]]:
+) -> tuple[Gaussian | Empirical, Tensor, list[Result]]:
     """Q_i of tasks by the method's own algorithm, and −M_i (task,).
 
     All rows of a task are its support for Q_i. Where M needs a query set, −M_i is of a random
@@ -230,8 +235,8 @@ def adapted(
         some = family if len(index) == len(family) else family.subset(index)
         params = step.params(free, shared, len(some))
         with torch.no_grad():
-            posterior, _ = step.adapt(params, some.batch())
-            parts.append(posterior)
+            noise = step.noise(some.batch(), free["mean"], problem.generator, _samples(step))
+            parts.append(step.adapt(params, some.batch(), noise))
             seen = query if query is None or some is family else query.subset(index)
             value, ended = _values(problem, step, params, some, seen)
         evidence.append(value)
@@ -278,11 +283,15 @@ def _valued(
 ) -> tuple[Tensor, list[Result]]:
     """M_i (task,) at β = 1 and by many draws, and how each task's solves went."""
     both = sets(family, problem.method, problem.generator, query)
-    noise = step.noise(len(family), problem.model.dim, params["anchor"]["mean"], problem.generator)
+    noise = step.noise(both[0], params["anchor"]["mean"], problem.generator)
     outcome = step(params, *both, noise)
     report = Report.of(outcome, step.method, family.names)
     if isinstance(step.method.objective, Evidence):
         return outcome.values, report.result
+    if step.method.stochastic:
+        many = step.noise(both[0], params["anchor"]["mean"], problem.generator, _samples(step))
+        assert isinstance(many, Paths)
+        return step.values(params, *both, many), report.result
     return _averaged(problem, step, params, both, outcome.adapted.theta), report.result
 
 
@@ -295,17 +304,22 @@ def _averaged(
         objective = replace(objective, beta=1.0)
     many = step.using(replace(step.method, objective=objective, draws=EVIDENCE_DRAWS))
     rounds = 1 if step.method.posterior.form.name == "point" else EVIDENCE_ROUNDS
-    noises = (
-        many.noise(len(theta), theta.shape[-1], theta, problem.generator) for _ in range(rounds)
-    )
+    noises = (many.noise(both[0], theta, problem.generator) for _ in range(rounds))
     with torch.no_grad():
-        values = [many.loss(theta, params, *both, noise) / rounds for noise in noises]
+        values = [many.loss(theta[None], params, *both, noise)[0] / rounds for noise in noises]
     return torch.stack(values).sum(0)
 
 
-def _joined(parts: list[Gaussian]) -> Gaussian:
+def _samples(step: MetaStep) -> int | None:
+    """Runs per task that stand for the law of a stochastic algorithm."""
+    return getattr(step.method.posterior, "samples", None)
+
+
+def _joined(parts: list[Any]) -> Gaussian | Empirical:
     if len(parts) == 1:
         return parts[0]
+    if isinstance(parts[0], Empirical):
+        return Empirical(torch.cat([part.draws for part in parts], 1))
     columns = zip(*((p.mean, p.diagonal, p.factor) for p in parts), strict=True)
     mean, diagonal, factor = (None if c[0] is None else torch.cat(c) for c in columns)
     assert mean is not None

@@ -11,8 +11,11 @@ from torch import Tensor
 from bayesmeta.amortised.audit import audited
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
+from bayesmeta.inner.noise import components
+from bayesmeta.inner.paths import Paths
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.dropout import install
 from bayesmeta.models.matching import paired, ready
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
@@ -96,10 +99,15 @@ def meta_gradient(
     params = step.params(free, shared, len(family))
     if len(free["mean"]) != model.dim:
         raise InputError(f"the prior has {len(free['mean'])} weights, the model {model.dim}")
-    noise = step.noise(len(family), model.dim, free["mean"], _source(generator, method))
+    noise = step.noise(support, free["mean"], _source(generator, method))
     outcome = step(params, support, seen, noise)
     result = _assembled(outcome, step.method, family)
     if audit:
+        if isinstance(noise, Paths):
+            raise InputError(
+                "a random meta-gradient has no exact answer to be audited against: see its bias "
+                "and variance with bm.diagnostics.compare_estimators"
+            )
         count = min(3 if audit is True else int(audit), len(family))
         found = audited(step, params, support, seen, noise, outcome, count)
         named = dict(zip(family.names, found, strict=False))
@@ -123,7 +131,11 @@ def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     """A copy in the family's dtype, on its device, with what the inner algorithm learns in ψ."""
     floating = [t for t in family.tensors.values() if t.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
-    model = ready(copy.deepcopy(model).to(device=family.device, dtype=dtype), family)
+    model = copy.deepcopy(model).to(device=family.device, dtype=dtype)
+    inner = None if method is None else method.inner
+    if any(getattr(part, "dropout", False) for part in components(inner)):
+        install(model)
+    model = ready(model, family)
     learned = learned_steps(model, method)
     if learned is not None and LEARNED_STEPS not in model.shared:
         model.add_shared(LEARNED_STEPS, learned)
@@ -161,6 +173,11 @@ def sets(
 
 
 def _source(generator: torch.Generator | None, method: Method) -> torch.Generator:
+    if generator is None and method.stochastic:
+        raise InputError(
+            "adaptation is random here, and its noise is an argument: give generator=, such as "
+            "torch.Generator().manual_seed(0)"
+        )
     if generator is None and method.posterior.form.name != "point":
         return torch.Generator().manual_seed(0)
     return torch.Generator() if generator is None else generator

@@ -8,6 +8,7 @@ from bayesmeta.diagnostics.convergence import khat, trace_convergence
 from bayesmeta.diagnostics.findings import Finding, listed, named
 from bayesmeta.diagnostics.meta_gradients import meta_gradients
 from bayesmeta.fitted import Fit
+from bayesmeta.gaussian import Gaussian
 from bayesmeta.posteriors.free import Free
 from bayesmeta.results import Flag
 
@@ -34,7 +35,7 @@ def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]
         can leave the reach of adaptation, and only Q_i that are adapted have a meta-gradient.
     """
     found = [_trace(fit)]
-    if not fit.posterior.gaussian.is_point:
+    if isinstance(fit.posterior.gaussian, Gaussian) and not fit.posterior.gaussian.is_point:
         enough = NETWORK_DRAWS if fit.solver in ("gradient", "amortised") else DRAWS
         found.append(_pareto_k(fit, enough if draws is None else draws, seed))
     found += [_tasks(fit), _boundary(fit)]
@@ -56,7 +57,7 @@ def _solved_at_once(fit: Fit) -> bool:
 
 
 def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
-    if getattr(fit.choices.posterior, "lam", None) is not None and fit.family.ragged:
+    if fit.choices.lam is not None and fit.family.ragged:
         said = (
             "Pareto k̂ was not computed: with lam= every task has a prior of its own (Λ = n_i λ I), "
             "and the tasks differ in their number of rows"

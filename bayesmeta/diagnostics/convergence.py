@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bayesmeta.arviz_export import pareto_k
+from bayesmeta.empirical import Empirical
 from bayesmeta.fitted import Fit
 from bayesmeta.results import Flag, InputError
 
@@ -191,8 +192,13 @@ def khat(fit: Fit, *, draws: int = 2000, seed: int = 0) -> Khat:
         k̂ (see `bayesmeta.arviz_export.pareto_k`) and efficiency by task.
 
     Raises:
-        InputError: the Q_i are points, which have no density to compare.
+        InputError: the Q_i are points or draws, which have no density to compare.
     """
+    if isinstance(fit.posterior.gaussian, Empirical):
+        raise InputError(
+            "the draws of a stochastic algorithm have no density, and so no k̂: hold them against "
+            "bm.nuts(fit)"
+        )
     if fit.posterior.gaussian.is_point:
         raise InputError("point posteriors have no k̂: fit with a covariance form")
     generator = torch.Generator().manual_seed(seed)

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bayesmeta.gradients.rule import Build, Params, Pullback, Solved, nothing
+from bayesmeta.gradients.rule import Build, Params, Pullback, Rule, Solved, nothing
 from bayesmeta.inner.loop import Adapted, Algorithm, adapt
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Rule):
     """Differentiate M in (θ₀, Σ₀, ψ) with every θ* held."""
-
-    needs_path = False
-    warm_start = False
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
         def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from bayesmeta.gradients.rule import Build, Params, Pullback, Solved
+from bayesmeta.gradients.rule import Build, Params, Pullback, Rule, Solved
 from bayesmeta.inner.dense import factor_solve
 from bayesmeta.inner.loop import Adapted, Algorithm, adapt
 from bayesmeta.inner.problem import InnerProblem
@@ -25,7 +25,7 @@ SOLVERS = ("cg", "neumann", "cholesky")
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Rule):
     """Implicit differentiation of the adapted weights.
 
     Args:
@@ -54,7 +54,6 @@ class Implicit:
     damping: float = 0.0
     scale: float = 1.0
     warm_start: bool = False
-    needs_path = False
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:

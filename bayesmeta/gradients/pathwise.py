@@ -3,28 +3,31 @@
 Unrolled       vᵀ ∂θ_T/∂(θ₀, Σ₀, ψ), every step recorded
 Truncated(k)   the last k steps recorded; at the cut ∂θ_{T−k}/∂θ₀ = I
 FirstOrder     ∂θ_T/∂θ₀ = I, nothing else moves: Truncated(0)
+SeparatePaths  slopes from some paths, pulled back along others
+
+Where the path is random its noise is that of the problem, so it can be run again: with
+checkpoint=c only every c-th θ is kept, and c steps at a time are run again and recorded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bayesmeta.gradients.rule import Build, Params, Pullback, Solved, nothing
-from bayesmeta.inner.loop import Adapted, Algorithm, adapt
+from bayesmeta.gradients.rule import At, Build, Params, Pullback, Rule, Solved, added, nothing
+from bayesmeta.inner.loop import Adapted, Algorithm, Station, adapt
 from bayesmeta.results import InputError
 
 
 @dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(Rule):
     """∂θ*/∂θ₀ = I (first-order MAML: Finn et al. 2017, section 5.2)."""
-
-    needs_path = False
-    warm_start = False
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
         adapted = adapt(build(params), algorithm)
@@ -36,7 +39,26 @@ class FirstOrder:
 
 
 @dataclass(frozen=True)
-class Truncated:
+class Unrolled(Rule):
+    """Backpropagation through every step (MAML: Finn et al. 2017, equation 1).
+
+    Args:
+        checkpoint: steps recorded at a time, the path being run a second time for it: memory for
+            T/c weights and c steps instead of T steps; None records all T in the first run.
+    """
+
+    checkpoint: int | None = None
+    needs_path = True
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self)
+
+    def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
+        return through(build, params, algorithm, algorithm.steps, self.checkpoint)
+
+
+@dataclass(frozen=True)
+class Truncated(Rule):
     """Backpropagation through the last steps only.
 
     Args:
@@ -44,55 +66,210 @@ class Truncated:
             al. (2019) drop the derivative at the cut; here the iterate there moves with θ₀ as if no
             step had been taken, which is exact for `last` = all steps with or without an anchor.
             Velocities and moments are carried over the cut as constants.
+        checkpoint: as in `Unrolled`.
     """
 
     last: int = 1
+    checkpoint: int | None = None
     needs_path = True
-    warm_start = False
 
     def __post_init__(self) -> None:
-        if type(self.last) is not int or self.last < 0:
-            raise InputError(f"last={self.last!r}: record 0 steps or more, a whole number")
+        _check_last(self, self.last)
+        _check_checkpoint(self)
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
-        early = max(algorithm.steps - self.last, 0)
-        if early == 0:
-            return _through(build, params, algorithm, algorithm.steps, None)
-        with torch.no_grad():
-            reached = adapt(build(params), algorithm, steps=early)
-        return _through(build, params, algorithm, self.last, reached)
+        return through(build, params, algorithm, self.last, self.checkpoint)
 
 
 @dataclass(frozen=True)
-class Unrolled:
-    """Backpropagation through every step (MAML: Finn et al. 2017, equation 1)."""
+class SeparatePaths(Rule):
+    """Slopes of the query loss from some paths, pulled back along other paths of the same law.
 
+        ∇ g(E_z θ_z) = (E_z J_z)ᵀ ∇g(E_z θ_z),    J_z = ∂θ_z/∂θ₀
+
+    a product of two expectations: θ̄ is the mean of `forward` paths and J that of `backward` other
+    ones. With every_pair all F + B paths are used both ways: path k pulls back ∇g at the mean of
+    all paths but k. Unbiased for E[∇g(θ̄)] E[J], so for ∇g(E θ_z) where ∇g is linear; elsewhere off
+    by O(Var θ̄), which falls as 1/F. A path that met its own slope would add Cov(J, ∇g).
+
+    Args:
+        forward, backward: paths per task and step.
+        every_pair: use each path both ways.
+        last: record only the last steps, as in `Truncated`; None records all.
+        checkpoint: as in `Unrolled`.
+
+    References:
+        Cho (2019), "A short note on the gradient of stochastic meta-learning", two draws; the mean
+        over several and every_pair are ours.
+    """
+
+    forward: int = 1
+    backward: int = 1
+    every_pair: bool = field(default=False, kw_only=True)
+    last: int | None = field(default=None, kw_only=True)
+    checkpoint: int | None = field(default=None, kw_only=True)
     needs_path = True
-    warm_start = False
+
+    def __post_init__(self) -> None:
+        for name in ("forward", "backward"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"SeparatePaths({name}={value!r}): give at least 1 path")
+        if self.last is not None:
+            _check_last(self, self.last)
+        _check_checkpoint(self)
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:
-        return _through(build, params, algorithm, algorithm.steps, None)
+        last = algorithm.steps if self.last is None else self.last
+        return through(build, params, algorithm, last, self.checkpoint)
+
+    def draws(self, wanted: int) -> int:
+        return self.forward + self.backward
+
+    def forward_only(self) -> int:
+        return 0 if self.every_pair else self.forward
+
+    def points(self, theta: Tensor, at: At) -> Tensor:
+        if self.every_pair:
+            return (theta.sum(0) - theta) / (len(theta) - 1)
+        return theta[: self.forward].mean(0, keepdim=True)
+
+    def cotangents(self, slopes: Tensor, values: Tensor, paths: int) -> Tensor:
+        if self.every_pair:
+            return slopes
+        ahead = torch.zeros_like(slopes).expand(self.forward, -1, -1)
+        return torch.cat([ahead, slopes.expand(self.backward, -1, -1) / self.backward])
 
 
-def _through(
-    build: Build, params: Params, algorithm: Algorithm, steps: int, reached: Adapted | None
+def _check_last(rule: Rule, last: Any) -> None:
+    if type(last) is not int or last < 0:
+        raise InputError(
+            f"{type(rule).__name__}(last={last!r}): record 0 steps or more, a whole number"
+        )
+
+
+def _check_checkpoint(rule: Any) -> None:
+    steps = rule.checkpoint
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise InputError(
+            f"{type(rule).__name__}(checkpoint={steps!r}): record at least 1 step at a time"
+        )
+
+
+def through(
+    build: Build, params: Params, algorithm: Algorithm, recorded: int, checkpoint: int | None
 ) -> tuple[Adapted, Pullback]:
-    """Record `steps` steps from `reached` (or from the start), which moves with θ₀."""
-    centre = params["anchor"]["mean"].detach()
+    """Record the last steps of a path: at once, or `checkpoint` of them at a time."""
+    early = max(algorithm.steps - recorded, 0)
+    recorded = algorithm.steps - early
+    reached = None
+    if early > 0:
+        with torch.no_grad():
+            reached = adapt(build(params), algorithm, steps=early)
+    if checkpoint is None or checkpoint >= recorded:
+        segment = Segment(build, algorithm, reached, recorded)
+        adapted, back = segment.run(params, _begin(params, reached), _state(reached))
 
-    def path(inside: Params) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        problem = build(inside)
-        shift = inside["anchor"]["mean"] - centre
-        begin = problem.start if reached is None else reached.theta + shift
-        adapted = adapt(problem, algorithm, theta=begin, steps=steps, after=reached)
-        return adapted.theta, (adapted.residual, adapted.steps, adapted.result)
+        def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
+            found, at_start, _ = back(cotangent, None)
+            return _with_start(found, at_start), Solved.none(cotangent)
 
-    found: tuple[Any, ...] = vjp(path, params, has_aux=True)
-    theta, pullback, rest = found
+        return _totalled(adapted, reached), pull
+    with torch.no_grad():
+        begin = _begin(params, reached)
+        adapted = adapt(
+            build(params), algorithm, theta=begin, steps=recorded, after=reached, every=checkpoint
+        )
 
-    def pull(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
-        return pullback(cotangent)[0], Solved.none(cotangent)
+    def pull_again(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
+        found, here, onward = nothing(params), cotangent, None
+        for station in reversed(adapted.stations):
+            steps = min(checkpoint, early + recorded - station.step)
+            after = reached if station.step == early else _at(adapted, station)
+            segment = Segment(build, algorithm, after, steps)
+            _, back = segment.run(params, station.theta, _state(after))
+            part, here, onward = back(here, onward)
+            found = added(found, part)
+        return _with_start(found, here), Solved.none(cotangent)
 
-    residual, taken, result = (torch.as_tensor(r).detach() for r in rest)
-    taken = taken if reached is None else taken + reached.steps
-    return Adapted(theta.detach(), residual, taken, result), pull
+    return _totalled(adapted, reached), pull_again
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Some consecutive steps of a path, recorded.
+
+    Args:
+        build, algorithm: of the path.
+        after: what went before; None at the start, where the state is made of the problem.
+        steps: how many.
+    """
+
+    build: Build
+    algorithm: Algorithm
+    after: Adapted | None
+    steps: int
+
+    def run(
+        self, params: Params, theta: Tensor, state: list[Tensor]
+    ) -> tuple[Adapted, Callable[..., tuple[Params, Tensor, list[Tensor]]]]:
+        """The path's end, and (∂θ, ∂state there) ↦ derivatives in the parameters, θ and state."""
+
+        def path(inside: Params, begin: Tensor, before: list[Tensor]) -> Any:
+            after = None if self.after is None else _merged(self.after, before)
+            problem = self.build(inside)
+            adapted = adapt(problem, self.algorithm, theta=begin, steps=self.steps, after=after)
+            aside = (adapted.residual, adapted.steps, adapted.result)
+            return (adapted.theta, _state(adapted)), aside
+
+        found: tuple[Any, ...] = vjp(path, params, theta, state, has_aux=True)
+        (end, left), pullback, aside = found
+        residual, taken, result = (torch.as_tensor(a).detach() for a in aside)
+
+        def back(
+            cotangent: Tensor, onward: list[Tensor] | None
+        ) -> tuple[Params, Tensor, list[Tensor]]:
+            onward = [torch.zeros_like(t) for t in left] if onward is None else onward
+            return pullback((cotangent, onward))
+
+        return Adapted(end.detach(), residual, taken, result), back
+
+
+def _begin(params: Params, reached: Adapted | None) -> Tensor:
+    return params["anchor"]["mean"].detach() if reached is None else reached.theta
+
+
+def _with_start(found: Params, at_start: Tensor) -> Params:
+    """The derivative in θ₀ with that of the start, which moves with θ₀."""
+    return found | {"anchor": {"mean": found["anchor"]["mean"] + at_start}}
+
+
+def _totalled(adapted: Adapted, reached: Adapted | None) -> Adapted:
+    return adapted if reached is None else replace(adapted, steps=adapted.steps + reached.steps)
+
+
+def _at(adapted: Adapted, station: Station) -> Adapted:
+    """An adaptation as it stood at a station."""
+    return replace(
+        adapted, theta=station.theta, state=station.state, done=station.step, stations=[]
+    )
+
+
+def _state(adapted: Adapted | None) -> list[Tensor]:
+    """The floating tensors of an algorithm's state: what a derivative passes through."""
+    if adapted is None:
+        return []
+    leaves = tree_flatten(adapted.state)[0]
+    return [leaf for leaf in leaves if _floating(leaf)]
+
+
+def _merged(adapted: Adapted, floats: list[Tensor]) -> Adapted:
+    """The adaptation with other floating tensors in its state."""
+    leaves, form = tree_flatten(adapted.state)
+    given = iter(floats)
+    leaves = [next(given) if _floating(leaf) else leaf for leaf in leaves]
+    return replace(adapted, state=tree_unflatten(leaves, form))
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

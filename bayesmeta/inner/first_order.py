@@ -1,4 +1,7 @@
-"""Inner algorithms that use ∇F only: gradient descent, Nesterov, momentum, Adam.
+"""Inner algorithms that use ∇F only: gradient descent, Nesterov, momentum, Adam, RMSProp.
+
+Each sees all rows, or with rows= a minibatch of them in every step: stochastic gradient descent and
+its kin. See `inner.noise`.
 
 With per="row" a step is α = lr/n_i of ∇F_i, n_i the task's support rows, because papers take the
 mean loss over rows, and 2σ² times that for Gaussian noise of sd σ, because their loss is the
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.inner.loop import Algorithm, check_limits, check_number
+from bayesmeta.inner.noise import Minibatched
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError
 
@@ -29,7 +33,7 @@ def rounding(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Minibatched):
     """Gradient descent, the inner loop of MAML.
 
         θ ← θ − α ∇F(θ),    α = lr/n_i or lr
@@ -44,6 +48,7 @@ class GradientDescent:
         learn_lr: lr is `problem.shared["inner.lr"]`, (dim,), one step size per weight, learned
             from outside like any ψ (Meta-SGD); the number `lr` is its start.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
+        rows, replacement, dropout: minibatch noise, see `Minibatched`.
 
     Raises:
         InputError: a number that means nothing, or both backtracking and learn_lr.
@@ -61,7 +66,7 @@ class GradientDescent:
     tolerance: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_step(self, self.per)
+        check_step(self, self.per)
         if self.backtracking and self.learn_lr:
             raise InputError(
                 "GradientDescent(backtracking=True, learn_lr=True): step sizes are either "
@@ -75,14 +80,14 @@ class GradientDescent:
     def init(self, problem: InnerProblem, theta: Tensor) -> tuple[Tensor, ...]:
         if not self.backtracking:
             return ()
-        return _step_size(problem, self.lr, self.per), problem.value(theta)
+        return step_size(problem, self.lr, self.per), problem.value(theta)
 
     def step(
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.backtracking:
             return _backtrack(problem, theta, gradient, *state)
-        return theta - _step_size(problem, self._rate(problem), self.per) * gradient, state
+        return theta - step_size(problem, self._rate(problem), self.per) * gradient, state
 
     def _rate(self, problem: InnerProblem) -> float | Tensor:
         if not self.learn_lr:
@@ -112,7 +117,7 @@ def _backtrack(
 
 
 @dataclass(frozen=True)
-class Nesterov:
+class Nesterov(Minibatched):
     """Nesterov's accelerated gradient, κ → √κ steps on ill-conditioned tasks.
 
         x⁺ = θ − α ∇F(θ),    θ ← x⁺ + β (x⁺ − x)
@@ -128,6 +133,7 @@ class Nesterov:
         per: "row": α = lr/n_i, or 2σ² lr/n_i for Gaussian noise; "task": α = lr.
         condition: κ, the ratio of the largest to the smallest curvature of F, or None.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
+        rows, replacement, dropout: minibatch noise, see `Minibatched`.
 
     References:
         Nesterov (2018), "Lectures on Convex Optimization", scheme 2.2.22.
@@ -141,7 +147,7 @@ class Nesterov:
     tolerance: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_step(self, self.per)
+        check_step(self, self.per)
         if self.condition is not None:
             check_number(self, "condition", low=1.0, strict=False)
 
@@ -156,7 +162,7 @@ class Nesterov:
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         before, age = state
-        now = theta - _step_size(problem, self.lr, self.per) * gradient
+        now = theta - step_size(problem, self.lr, self.per) * gradient
         if self.condition is not None:
             root = self.condition**0.5
             return now + (root - 1) / (root + 1) * (now - before), (now, age)
@@ -167,7 +173,7 @@ class Nesterov:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Minibatched):
     """Gradient descent with heavy-ball momentum.
 
         v ← m v + ∇F(θ),    θ ← θ − α v
@@ -178,6 +184,7 @@ class Momentum:
         momentum: m in [0, 1).
         per: "row": α = lr/n_i, or 2σ² lr/n_i for Gaussian noise; "task": α = lr.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
+        rows, replacement, dropout: minibatch noise, see `Minibatched`.
 
     References:
         Polyak (1964), "Some methods of speeding up the convergence of iteration methods", eq. 9.
@@ -191,7 +198,7 @@ class Momentum:
     differentiable = True
 
     def __post_init__(self) -> None:
-        _check_step(self, self.per)
+        check_step(self, self.per)
         check_number(self, "momentum", low=0.0, high=1.0, strict=False)
 
     def init(self, problem: InnerProblem, theta: Tensor) -> Tensor:
@@ -201,11 +208,11 @@ class Momentum:
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         velocity = self.momentum * state + gradient
-        return theta - _step_size(problem, self.lr, self.per) * velocity, velocity
+        return theta - step_size(problem, self.lr, self.per) * velocity, velocity
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Minibatched):
     """Adam; its steps have length about lr per weight, whatever the scale of F.
 
         m ← β₁ m + (1−β₁) g,    v ← β₂ v + (1−β₂) g²,    θ ← θ − lr m̂ / (√v̂ + ε)
@@ -218,6 +225,7 @@ class Adam:
         betas: (β₁, β₂), each in [0, 1).
         epsilon: ε, in nats per unit of θ.
         tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
+        rows, replacement, dropout: minibatch noise, see `Minibatched`.
 
     References:
         Kingma and Ba (2015), "Adam", algorithm 1.
@@ -236,6 +244,7 @@ class Adam:
         check_number(self, "epsilon", low=0.0)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"Adam(betas={self.betas!r}): give two numbers in [0, 1)")
+        check_minibatches(self)
 
     def init(self, problem: InnerProblem, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros_like(theta[:, :1])
@@ -254,13 +263,80 @@ class Adam:
         second = b2 * second + (1 - b2) * gradient.square()
         mean = first / (1 - b1**count)
         square = second / (1 - b2**count)
-        # √ has no derivative at 0, where a weight that F ignores stays for ever.
-        seen = square > 0
-        root = torch.where(seen, torch.where(seen, square, 1.0).sqrt(), 0.0)
-        return theta - self.lr * mean / (root + self.epsilon), (first, second, count)
+        step = self.lr * mean / (moving_root(square) + self.epsilon)
+        return theta - step, (first, second, count)
 
 
-def _step_size(problem: InnerProblem, lr: float | Tensor, per: Per) -> Tensor:
+@dataclass(frozen=True)
+class RMSProp(Minibatched):
+    """RMSProp: gradient steps divided by the gradients' running size.
+
+        v ← ρ v + (1−ρ) g²,    θ ← θ − lr g / (√v + ε)
+
+    with g = ∇F(θ) in nats and v = 0 at the start, so that the first steps are the longest.
+
+    Args:
+        lr: in units of θ.
+        steps: how many, at most.
+        decay: ρ in [0, 1).
+        epsilon: ε, in nats per unit of θ.
+        tolerance: stop a task at ‖∇F_i‖ <= tolerance, in nats per unit of θ; 0 takes all steps.
+        rows, replacement, dropout: minibatch noise, see `Minibatched`.
+
+    References:
+        Tieleman and Hinton (2012), lecture 6.5 of "Neural Networks for Machine Learning".
+    """
+
+    lr: float = 0.01
+    steps: int = 5
+    decay: float = 0.99
+    epsilon: float = 1e-8
+    tolerance: float = field(default=0.0, kw_only=True)
+    differentiable = True
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        check_number(self, "lr", low=0.0)
+        check_number(self, "epsilon", low=0.0)
+        check_number(self, "decay", low=0.0, high=1.0, strict=False)
+        check_minibatches(self)
+
+    def init(self, problem: InnerProblem, theta: Tensor) -> Tensor:
+        return torch.zeros_like(theta)
+
+    def step(
+        self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        average = self.decay * state + (1 - self.decay) * gradient.square()
+        return theta - self.lr * gradient / (moving_root(average) + self.epsilon), average
+
+
+def moving_root(square: Tensor) -> Tensor:
+    """√v, with derivative 0 at 0, where a weight that F ignores stays for ever."""
+    seen = square > 0
+    return torch.where(seen, torch.where(seen, square, 1.0).sqrt(), 0.0)
+
+
+def check_minibatches(algorithm: Algorithm) -> None:
+    """Refuse minibatches of no rows, and what compares losses of different minibatches.
+
+    Raises:
+        InputError: one of these.
+    """
+    name, rows = type(algorithm).__name__, getattr(algorithm, "rows", None)
+    if rows is not None and (type(rows) is not int or rows < 1):
+        raise InputError(f"{name}(rows={rows!r}): give a whole number of rows, at least 1")
+    noisy = rows is not None or getattr(algorithm, "dropout", False)
+    searching = getattr(algorithm, "backtracking", False)
+    if noisy and (searching or algorithm.tolerance > 0 or not algorithm.differentiable):
+        raise InputError(
+            f"{name} with rows= or dropout= sees another loss in every step, so it can neither "
+            "search nor restart nor tell that it is done: leave backtracking= and tolerance= out, "
+            "and give Nesterov its condition="
+        )
+
+
+def step_size(problem: InnerProblem, lr: float | Tensor, per: Per) -> Tensor:
     """(task, 1) or (task, dim) α."""
     if per == "task":
         return lr * torch.ones_like(problem.rows)
@@ -268,8 +344,10 @@ def _step_size(problem: InnerProblem, lr: float | Tensor, per: Per) -> Tensor:
     return lr * scale / problem.rows
 
 
-def _check_step(algorithm: Algorithm, per: str) -> None:
+def check_step(algorithm: Algorithm, per: str) -> None:
+    """Refuse step sizes, limits and minibatches that mean nothing."""
     check_limits(algorithm)
     check_number(algorithm, "lr", low=0.0)
+    check_minibatches(algorithm)
     if per not in ("row", "task"):
         raise InputError(f'{type(algorithm).__name__}(per={per!r}): give "row" or "task"')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,15 @@ CODE = {result: code for code, result in enumerate(Result)}
 
 
 @dataclass(frozen=True, eq=False)
+class Station:
+    """Where a path stood before step number `step`."""
+
+    step: int
+    theta: Tensor
+    state: Any
+
+
+@dataclass(frozen=True, eq=False)
 class Adapted:
     """θ_i of every task after adaptation, and how each ended.
 
@@ -36,6 +45,10 @@ class Adapted:
         result: (task,) index into `list(Result)`.
         state: the algorithm's own after the last step.
         first: (task,) F_i and ‖∇F_i‖ where adaptation began.
+        done: number of the next step, which decides the noise that it sees.
+        stations: θ and the state before each `every`-th step, where they were asked for.
+
+    F is that of the last step's minibatch, where steps see minibatches.
     """
 
     theta: Tensor
@@ -44,6 +57,8 @@ class Adapted:
     result: Tensor
     state: Any = ()
     first: tuple[Tensor, Tensor] | None = None
+    done: int = 0
+    stations: list[Station] = field(default_factory=list)
 
     def results(self) -> list[Result]:
         """How each task ended, on the host."""
@@ -114,6 +129,7 @@ def adapt(
     theta: Tensor | None = None,
     steps: int | None = None,
     after: Adapted | None = None,
+    every: int | None = None,
 ) -> Adapted:
     """Adapt θ of every task: θ_i ← step(θ_i, ∇F_i(θ_i)), until ‖∇F_i‖ <= tolerance.
 
@@ -126,7 +142,8 @@ def adapt(
         algorithm: how to step.
         theta: (task, dim) where to start; `problem.start` by default.
         steps: in place of the algorithm's own number.
-        after: an earlier adaptation, with whose state this one goes on from `theta`.
+        after: an earlier adaptation, with whose state and noise this one goes on from `theta`.
+        every: record a station before each so many steps.
 
     Raises:
         InputError: `theta` or the algorithm's proposal has the wrong shape, or steps < 0.
@@ -150,7 +167,8 @@ def adapt(
     if limit < 0:
         raise InputError(f"steps={limit}: give at least 0")
     with nullcontext() if algorithm.differentiable else torch.no_grad():
-        return _Loop(problem, algorithm, theta.clone()).run(limit, after)
+        begin = 0 if after is None else after.done
+        return _Loop(problem, algorithm, theta.clone(), begin).run(limit, after, every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,29 +188,30 @@ class _Point:
 class _Loop:
     """What the steps of one adaptation share."""
 
-    def __init__(self, problem: InnerProblem, algorithm: Algorithm, theta: Tensor) -> None:
-        self.algorithm = algorithm
+    def __init__(
+        self, problem: InnerProblem, algorithm: Algorithm, theta: Tensor, begin: int
+    ) -> None:
+        self.algorithm, self.begin = algorithm, begin
         self.original = theta
-        value, gradient = problem.evaluate(theta)
+        self.seen = problem.during(begin)
+        value, gradient = self.seen.evaluate(theta)
         self.at = _Point(theta, gradient, value.detach(), _norm(gradient))
         self.healthy = self.at.finite()
         self.recording = gradient.requires_grad
         if self.recording:
             # 0 · NaN is NaN in a backward pass: a broken task walks as a copy of a sound one.
-            stand_in = torch.where(
-                self.healthy,
-                torch.arange(len(theta), device=theta.device),
-                self.healthy.int().argmax(),
-            )
-            problem, theta = _reindexed(problem, stand_in), theta[stand_in]
-            gradient = problem.gradient(theta)
+            stand_in = stand_ins(self.healthy)
+            problem, theta = reindexed(problem, stand_in), theta[stand_in]
+            self.seen = problem.during(begin)
+            gradient = self.seen.gradient(theta)
             self.at = _Point(theta, gradient, self.at.value[stand_in], self.at.residual[stand_in])
         self.problem = problem
 
-    def run(self, limit: int, after: Adapted | None) -> Adapted:
+    def run(self, limit: int, after: Adapted | None, every: int | None) -> Adapted:
         at, alive, tolerance = self.at, self.healthy, self.algorithm.tolerance
+        stations = []
         if after is None:
-            state, first = self.algorithm.init(self.problem, at.theta), (at.value, at.residual)
+            state, first = self.algorithm.init(self.seen, at.theta), (at.value, at.residual)
         else:
             state, first = after.state, after.first or (at.value, at.residual)
         taken = torch.zeros_like(alive, dtype=torch.long)
@@ -200,7 +219,10 @@ class _Loop:
             running = alive & (at.residual > tolerance) if tolerance > 0 else alive
             if tolerance > 0 and step % CHECK_EVERY == 0 and not bool(running.any()):
                 break
+            if every is not None and step % every == 0:
+                stations.append(Station(self.begin + step, at.theta, state))
             proposal, next_state = self.propose(at, state)
+            self.seen = self.problem.during(self.begin + step + 1)
             at, finite = self.move(at, proposal, running, last=step == limit - 1)
             moved, alive = running & finite, alive & (finite | ~running)
             state = tree_map(_chooser(moved), next_state, state)
@@ -208,7 +230,9 @@ class _Loop:
         # A failed task's θ is a constant: what a loss makes of it is no gradient of anything.
         theta = torch.where(alive[:, None], at.theta, at.theta.detach())
         theta = torch.where(self.healthy[:, None], theta, self.original.detach())
-        return Adapted(theta, at.residual, taken, self.code(at, alive, *first), state, first)
+        code = self.code(at, alive, *first)
+        done = self.begin + limit
+        return Adapted(theta, at.residual, taken, code, state, first, done, stations)
 
     def propose(self, at: _Point, state: Any) -> tuple[Tensor, Any]:
         """The algorithm's next θ and state.
@@ -216,7 +240,7 @@ class _Loop:
         Raises:
             InputError: it gave something else.
         """
-        found = self.algorithm.step(self.problem, at.theta, at.gradient, state)
+        found = self.algorithm.step(self.seen, at.theta, at.gradient, state)
         name, wanted = type(self.algorithm).__name__, f"theta {tuple(at.theta.shape)}"
         if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
             raise InputError(f"{name}.step must return a pair, the next {wanted} and the state")
@@ -232,13 +256,13 @@ class _Loop:
     ) -> tuple[_Point, Tensor]:
         """Where one step takes the tasks that run, and (task,) whether the step was finite."""
         with torch.no_grad():
-            value, proposed = self.problem.evaluate(proposal.detach())
+            value, proposed = self.seen.evaluate(proposal.detach())
         new = _Point(proposal, proposed, value, _norm(proposed))
         finite = new.finite()
         moved = running & finite
         theta = torch.where(moved[:, None], proposal, at.theta)
         if self.recording and not last:
-            gradient = self.problem.gradient(theta)
+            gradient = self.seen.gradient(theta)
         else:  # nobody differentiates the last gradient: its values are known already
             gradient = torch.where(moved[:, None], proposed, at.gradient)
         value = torch.where(moved, new.value, at.value)
@@ -260,7 +284,13 @@ class _Loop:
             return torch.where(alive, code, CODE[Result.nonfinite])
 
 
-def _reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
+def stand_ins(sound: Tensor) -> Tensor:
+    """(task,) each sound task itself, and a sound one in the place of every other."""
+    everyone = torch.arange(len(sound), device=sound.device)
+    return torch.where(sound, everyone, sound.int().argmax())
+
+
+def reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
     """The same problem with task index[i] at place i."""
     batch = problem.batch
     mask = None if batch.mask is None else batch.mask[index]
@@ -279,6 +309,7 @@ def _reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
         batch=replace(batch, tensors=tensors, mask=mask, index=batch.index[index]),
         start=problem.start[index],
         anchor=anchor,
+        noise=None if problem.noise is None else problem.noise[index],
     )
 
 

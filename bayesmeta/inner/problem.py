@@ -6,6 +6,7 @@ Without an anchor F = f. Tasks do not interact, so the gradient of ΣF_i holds e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.models import Model
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch
+
+if TYPE_CHECKING:
+    from bayesmeta.inner.noise import Noise
 
 Shared = dict[str, Tensor]
 
@@ -30,6 +34,9 @@ class InnerProblem:
         shared: ψ.
         start: (task, dim) where adaptation starts: θ₀, once per task.
         anchor: N(θ₀, Σ₀) with a task axis on its mean, or None: no proximal term.
+        noise: z of a stochastic algorithm, one path per task of the batch.
+        scale: (task,) what f of a minibatch is multiplied by to stand for all rows.
+        normals: (task, dim) the standard normals of one step.
     """
 
     model: Model
@@ -37,13 +44,21 @@ class InnerProblem:
     shared: Shared
     start: Tensor
     anchor: Gaussian | None
+    noise: Noise | None = None
+    scale: Tensor | None = None
+    normals: Tensor | None = None
+
+    def during(self, step: int) -> InnerProblem:
+        """What the step of that number sees: its minibatch, dropped units and normals."""
+        return self if self.noise is None else self.noise.during(self, step)
 
     @property
     def rows(self) -> Tensor:
-        """(task, 1) number of support rows; 1 where there is no row axis."""
+        """(task, 1) support rows, of which a minibatch is a part; 1 without a row axis."""
         if self.batch.mask is None:
             return torch.ones_like(self.start[:, :1])
-        return self.batch.mask.sum(1, keepdim=True).to(self.start)
+        count = self.batch.mask.sum(1, keepdim=True).to(self.start)
+        return count if self.scale is None else count * self.scale[:, None]
 
     def require_anchor(self) -> Gaussian:
         """N(θ₀, Σ₀)."""
@@ -52,7 +67,8 @@ class InnerProblem:
 
     def energy(self, theta: Tensor) -> Tensor:
         """(..., task) f_i(θ_i) in nats, for θ (..., task, dim)."""
-        return self.model.energies(theta, self.batch, self.shared)
+        energy = self.model.energies(theta, self.batch, self.shared)
+        return energy if self.scale is None else energy * self.scale
 
     def value(self, theta: Tensor) -> Tensor:
         """(..., task) F_i(θ_i) in nats."""

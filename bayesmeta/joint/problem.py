@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from bayesmeta.empirical import Empirical
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
 from bayesmeta.method import Method
@@ -68,7 +69,7 @@ class Estimate:
 
     prior: Prior
     shared: dict[str, Tensor]
-    posterior: Gaussian
+    posterior: Gaussian | Empirical
     log_evidence: float
     task_evidence: Tensor
     trace: Trace

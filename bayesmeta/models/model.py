@@ -21,6 +21,7 @@ from bayesmeta.tasks import TaskBatch, TaskFamily
 
 SCALES = (1.0, 1e3, 1e6, 1e9)
 KEYWORDS = ("trials", "offset", "standard_error")
+KEEP = "keep"
 Energy = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
 
@@ -143,14 +144,16 @@ class Model(nn.Module):
 
     def predict_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """Prediction for one task at θ (dim,)."""
-        return self.at(theta, shared, lambda: self.prediction(tensors))
+        return self.at(theta, shared | dropped(tensors), lambda: self.prediction(tensors))
 
     def log_prob_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """(row,) log p(y | θ, ψ) in nats for one task."""
         likelihood, options = self.require_likelihood(), self.options(tensors)
         y = self.response(tensors)
         return self.at(
-            theta, shared, lambda: likelihood.log_prob(self.prediction(tensors), y, **options)
+            theta,
+            shared | dropped(tensors),
+            lambda: likelihood.log_prob(self.prediction(tensors), y, **options),
         )
 
     def options(self, tensors: Tensors) -> Tensors:
@@ -355,6 +358,11 @@ class _EnergyModel(Model):
     ) -> Tensor:
         options = {"mask": mask} if self.takes_mask else {}
         return self.fn(theta, *tensors.values(), **options)
+
+
+def dropped(tensors: Tensors) -> Tensors:
+    """What a task's tensors say of dropout layers: see `models.dropout`."""
+    return {name: tensor for name, tensor in tensors.items() if name.endswith(f".{KEEP}")}
 
 
 def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> list[str]:

@@ -35,7 +35,8 @@ def check_modules(model: Model, family: TaskFamily) -> None:
             raise InputError(
                 f"the module {name!r} is a {type(module).__name__} with dropout p="
                 f"{_dropout(module):g} in training mode, so the loss is random and no function of "
-                "the weights: set p=0, or call module.eval() before the fit"
+                "the weights: set p=0, call module.eval() before the fit, or, for a nn.Dropout as "
+                "the noise of an inner algorithm, give that algorithm dropout=True"
             )
 
 

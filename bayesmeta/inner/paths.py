@@ -1,0 +1,115 @@
+"""Draws × tasks as one batch of paths, grouped by the algorithm that runs them.
+
+Path number k·T + i is draw k of task i, of T tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesmeta.inner.loop import Algorithm
+from bayesmeta.inner.mixture import Mixture
+from bayesmeta.inner.noise import Noise, draw_noise
+from bayesmeta.models import Model
+from bayesmeta.tasks import TaskBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The paths that one algorithm runs.
+
+    Args:
+        algorithm: it.
+        paths: (path,) their numbers.
+        tasks: (path,) the positions of their tasks in the batch.
+        noise: z.
+    """
+
+    algorithm: Algorithm
+    paths: Tensor
+    tasks: Tensor
+    noise: Noise
+
+    def support(self, batch: TaskBatch) -> TaskBatch:
+        """The support set of every path."""
+        return repeated(batch, self.tasks)
+
+    def where(self, chosen: Tensor) -> Group:
+        """Some of the paths; `chosen` (path,) positions in this group."""
+        noise = self.noise[chosen]
+        return Group(self.algorithm, self.paths[chosen], self.tasks[chosen], noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """z of `draws` runs on every task of a batch.
+
+    Args:
+        draws: per task.
+        groups: which together hold every path once.
+    """
+
+    draws: int
+    groups: tuple[Group, ...]
+
+    def parted(self, first: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """The groups of the first so many draws, and those of the others."""
+        if first == 0:
+            return (), self.groups
+        tasks = sum(len(g.paths) for g in self.groups) // self.draws
+        halves: tuple[list[Group], list[Group]] = ([], [])
+        for group in self.groups:
+            early = group.paths < first * tasks
+            for half, chosen in zip(halves, (early, ~early), strict=True):
+                index = chosen.nonzero().flatten()
+                if len(index):
+                    half.append(group.where(index))
+        return tuple(halves[0]), tuple(halves[1])
+
+
+def draw_paths(
+    algorithm: Any,
+    model: Model,
+    support: TaskBatch,
+    like: Tensor,
+    draws: int,
+    generator: torch.Generator,
+) -> Paths:
+    """z of `draws` paths for every task, independent across draws and tasks.
+
+    Args:
+        algorithm: one, or a `Mixture` of which every path draws one.
+        model: with its dropout layers, if any.
+        support: the tasks.
+        like: (dim,), for dtype and device.
+        draws: per task.
+        generator: the randomness.
+    """
+    count = draws * len(support)
+    device = generator.device
+    everyone = torch.arange(count, device=device)
+    parts: list[tuple[Any, Tensor]] = [(algorithm, everyone)]
+    if isinstance(algorithm, Mixture):
+        weights = algorithm.weights or (1.0,) * len(algorithm.algorithms)
+        chances = torch.tensor(weights, dtype=torch.double, device=device)
+        choice = torch.multinomial(chances, count, replacement=True, generator=generator)
+        chosen = [(part, (choice == i).nonzero()) for i, part in enumerate(algorithm.algorithms)]
+        parts = [(part, found.flatten()) for part, found in chosen if len(found)]
+    groups = []
+    for part, paths in parts:
+        tasks = (paths % len(support)).to(support.index.device)
+        batch = repeated(support, tasks)
+        noise = draw_noise(part, model, batch, like.expand(len(paths), -1), generator)
+        groups.append(Group(part, paths.to(tasks.device), tasks, noise))
+    return Paths(draws, tuple(groups))
+
+
+def repeated(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
+    """The batch with task tasks[i] at place i."""
+    mask = None if batch.mask is None else batch.mask[tasks]
+    tensors = {name: tensor[tasks] for name, tensor in batch.tensors.items()}
+    return TaskBatch(tensors, mask, batch.index[tasks])

@@ -1,0 +1,87 @@
+"""Dropout whose dropped units are an argument, like all noise here.
+
+`nn.Dropout` draws from a global generator, which no path can run again, and which `vmap` refuses.
+In its place stands a layer that multiplies by a buffer: 1, unless a task's tensors say otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bayesmeta.models.model import KEEP, Model
+from bayesmeta.results import InputError
+from bayesmeta.tasks import TaskBatch
+
+
+class _Dropped(nn.Module):
+    """x · keep / (1 − p) with keep given from outside; x itself where nothing is given."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.keep: Tensor
+        self.register_buffer(KEEP, torch.ones(()), persistent=False)
+        self.seen: list[torch.Size] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape)
+        del self.seen[:-2]
+        return x * self.keep
+
+
+def replaceable(module: nn.Module) -> bool:
+    """Whether a dropout layer's units can be given from outside."""
+    return type(module) is nn.Dropout
+
+
+def install(model: Model) -> None:
+    """Put layers with given units in the place of the model's `nn.Dropout`.
+
+    Raises:
+        InputError: there is none with p > 0.
+    """
+    layers = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if replaceable(layer) and getattr(layer, "p", 0.0) > 0
+    ]
+    for name, layer in layers:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], _Dropped(float(getattr(layer, "p", 0.0))))
+    if not layers and not any(isinstance(layer, _Dropped) for layer in model.modules()):
+        raise InputError(
+            "dropout=True, and the module has no nn.Dropout with p > 0: give it one, or leave "
+            "dropout= out"
+        )
+
+
+def dropped_shapes(
+    model: Model, support: TaskBatch, rows: int | None
+) -> dict[str, tuple[torch.Size, float]]:
+    """By layer, the shape of what it sees in one task's minibatch, and its p.
+
+    Args:
+        model: with the layers installed.
+        support: the first task of which is tried.
+        rows: in a minibatch; None: all.
+    """
+    layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, _Dropped)}
+    mask = support.mask
+    tensors = {
+        name: tensor[0, :rows] if mask is not None and tensor.shape[:2] == mask.shape else tensor[0]
+        for name, tensor in support.tensors.items()
+    }
+    with torch.no_grad():
+        model.predict_task(model.start, model.shared, tensors)
+    return {name: (layer.seen[-1], layer.p) for name, layer in layers.items()}
+
+
+def keeping(model: Model, keep: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """The tensors that hold every layer's factor, 0 or 1 / (1 − p), by their buffers' names."""
+    found = {}
+    for name, units in keep.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, _Dropped)
+        found[f"{name}.{KEEP}"] = units.to(like.dtype) / (1 - layer.p)
+    return found
