@@ -1,4 +1,7 @@
-"""Can a fit be trusted: convergence, Pareto k̂, calibration, and all checks in one call."""
+"""Can a fit be trusted: convergence, Pareto k̂, calibration, and all checks in one call.
+
+And before a fit: which estimator of a random meta-gradient is worth its cost.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,27 @@ from bayesmeta.diagnostics.convergence import (
     khat,
     trace_convergence,
 )
+from bayesmeta.diagnostics.estimators import (
+    Estimator,
+    EstimatorComparison,
+    compare_estimators,
+)
+from bayesmeta.diagnostics.evaluations import gradient_evaluations
 from bayesmeta.diagnostics.findings import Finding
 
 __all__ = [
+    "Estimator",
+    "EstimatorComparison",
     "Finding",
     "Khat",
     "TraceConvergence",
     "calibration_mean_absolute",
     "calibration_rmse",
     "check",
+    "compare_estimators",
     "coverage",
     "expected_calibration_error",
+    "gradient_evaluations",
     "khat",
     "predictive_nll",
     "rank_uniformity",
