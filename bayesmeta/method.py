@@ -352,6 +352,8 @@ def _refuse_random(method: Method) -> None:
                 f"draws={method.draws}: SeparatePaths(forward=, backward=) has its own numbers"
             )
     if isinstance(rule, Score):
+        if any(part.steps < 1 for part in components(inner)):
+            raise InputError("Score() needs steps that are random: give steps=1 or more")
         if method.at != "draws" or method.draws < 2:
             raise InputError(
                 "Score() differentiates the mean of the losses by comparing runs: use "

@@ -34,6 +34,11 @@ class Named(Generic[Law]):
         """(dim,) or (task, dim)."""
         return self.gaussian.mean
 
+    @property
+    def draws(self) -> Tensor | None:
+        """(draw, task, dim) of a law known by draws; None for a Gaussian."""
+        return getattr(self.gaussian, "draws", None)
+
     def sd(self) -> Tensor:
         """(dim,) or (task, dim)."""
         return self.gaussian.sd()

@@ -112,6 +112,11 @@ def two_path(
 def _stochastic(algorithm: str | Algorithm, **numbers: Any) -> Algorithm:
     """The algorithm by name, or the mixture of several, with these numbers; or the one given."""
     if not isinstance(algorithm, str):
+        if not is_random(algorithm):
+            raise InputError(
+                f"every run of {algorithm!r} ends in the same place: give it rows=, use SGLD or a "
+                "Mixture, or bm.methods.maml for a deterministic algorithm"
+            )
         return algorithm
     names = [name.strip() for name in algorithm.split("+")]
     unknown = [name for name in names if name not in STOCHASTIC]

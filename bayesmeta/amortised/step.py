@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
@@ -303,6 +304,9 @@ def _pulled_along(
     flat = cotangents.reshape(-1, cotangents.shape[-1])
     for walk in walks:
         found, _ = walk.pull(flat[walk.group.paths])
+        # With no sound path to walk in a broken one's place, there is nothing but NaN to pull.
+        sound = (walk.adapted.result != CODE[Result.nonfinite]).any()
+        found = tree_map(lambda t, sound=sound: torch.where(sound, t, 0.0), found)
         by_task = torch.zeros_like(gradients["anchor"]["mean"])
         by_task = by_task.index_add(0, walk.group.tasks, found["anchor"]["mean"])
         gradients = added(gradients, found | {"anchor": {"mean": by_task}})

@@ -21,8 +21,8 @@ from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bayesmeta.gradients.rule import At, Build, Params, Pullback, Rule, Solved, added, nothing
-from bayesmeta.inner.loop import Adapted, Algorithm, Station, adapt
-from bayesmeta.results import InputError
+from bayesmeta.inner.loop import CODE, Adapted, Algorithm, Station, adapt
+from bayesmeta.results import InputError, Result
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,14 @@ def _totalled(adapted: Adapted, reached: Adapted | None) -> Adapted:
 
 def _at(adapted: Adapted, station: Station) -> Adapted:
     """An adaptation as it stood at a station."""
+    result = torch.where(station.alive, CODE[Result.max_steps], CODE[Result.nonfinite])
     return replace(
-        adapted, theta=station.theta, state=station.state, done=station.step, stations=[]
+        adapted,
+        theta=station.theta,
+        state=station.state,
+        result=result,
+        done=station.step,
+        stations=[],
     )
 
 

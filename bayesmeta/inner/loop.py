@@ -27,11 +27,12 @@ CODE = {result: code for code, result in enumerate(Result)}
 
 @dataclass(frozen=True, eq=False)
 class Station:
-    """Where a path stood before step number `step`."""
+    """Where the paths stood before step number `step`, and which had not failed."""
 
     step: int
     theta: Tensor
     state: Any
+    alive: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,8 @@ def adapt(
         raise InputError(f"steps={limit}: give at least 0")
     with nullcontext() if algorithm.differentiable else torch.no_grad():
         begin = 0 if after is None else after.done
-        return _Loop(problem, algorithm, theta.clone(), begin).run(limit, after, every)
+        failed = None if after is None else after.result == CODE[Result.nonfinite]
+        return _Loop(problem, algorithm, theta.clone(), begin, failed).run(limit, after, every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,14 +191,19 @@ class _Loop:
     """What the steps of one adaptation share."""
 
     def __init__(
-        self, problem: InnerProblem, algorithm: Algorithm, theta: Tensor, begin: int
+        self,
+        problem: InnerProblem,
+        algorithm: Algorithm,
+        theta: Tensor,
+        begin: int,
+        failed: Tensor | None,
     ) -> None:
         self.algorithm, self.begin = algorithm, begin
         self.original = theta
         self.seen = problem.during(begin)
         value, gradient = self.seen.evaluate(theta)
         self.at = _Point(theta, gradient, value.detach(), _norm(gradient))
-        self.healthy = self.at.finite()
+        self.healthy = self.at.finite() if failed is None else self.at.finite() & ~failed
         self.recording = gradient.requires_grad
         if self.recording:
             # 0 · NaN is NaN in a backward pass: a broken task walks as a copy of a sound one.
@@ -206,6 +213,7 @@ class _Loop:
             gradient = self.seen.gradient(theta)
             self.at = _Point(theta, gradient, self.at.value[stand_in], self.at.residual[stand_in])
         self.problem = problem
+        self.clock = torch.full((len(theta),), begin, device=theta.device)
 
     def run(self, limit: int, after: Adapted | None, every: int | None) -> Adapted:
         at, alive, tolerance = self.at, self.healthy, self.algorithm.tolerance
@@ -220,10 +228,11 @@ class _Loop:
             if tolerance > 0 and step % CHECK_EVERY == 0 and not bool(running.any()):
                 break
             if every is not None and step % every == 0:
-                stations.append(Station(self.begin + step, at.theta, state))
+                stations.append(Station(self.begin + step, at.theta, state, alive))
             proposal, next_state = self.propose(at, state)
-            self.seen = self.problem.during(self.begin + step + 1)
-            at, finite = self.move(at, proposal, running, last=step == limit - 1)
+            at, finite = self.move(
+                at, proposal, running, self.begin + step + 1, last=step == limit - 1
+            )
             moved, alive = running & finite, alive & (finite | ~running)
             state = tree_map(_chooser(moved), next_state, state)
             taken = taken + moved
@@ -252,9 +261,13 @@ class _Loop:
         return found
 
     def move(
-        self, at: _Point, proposal: Tensor, running: Tensor, *, last: bool
+        self, at: _Point, proposal: Tensor, running: Tensor, step: int, *, last: bool
     ) -> tuple[_Point, Tensor]:
-        """Where one step takes the tasks that run, and (task,) whether the step was finite."""
+        """Where one step takes the tasks that run, and (task,) whether the step was finite.
+
+        `step` is the number of the next one, in whose eyes it has to be.
+        """
+        self.seen = self.problem.during(step)
         with torch.no_grad():
             value, proposed = self.seen.evaluate(proposal.detach())
         new = _Point(proposal, proposed, value, _norm(proposed))
@@ -262,6 +275,10 @@ class _Loop:
         moved = running & finite
         theta = torch.where(moved[:, None], proposal, at.theta)
         if self.recording and not last:
+            if self.problem.noise is not None:
+                # What failed may be what only this minibatch sees: who stays, sees the last one.
+                self.clock = torch.where(moved, step, self.clock)
+                self.seen = self.problem.during(self.clock)
             gradient = self.seen.gradient(theta)
         else:  # nobody differentiates the last gradient: its values are known already
             gradient = torch.where(moved[:, None], proposed, at.gradient)
@@ -280,6 +297,8 @@ class _Loop:
             # A start close to a minimum may see ‖∇F‖ grow; not F by more than itself and a nat.
             rise = at.value - value > 1 + value.abs()
             diverged = (at.residual > GROWTH * residual) & rise
+            if self.problem.noise is not None:  # one minibatch is no measure of another
+                diverged = torch.zeros_like(diverged)
             code = torch.where(diverged, CODE[Result.diverged], code)
             return torch.where(alive, code, CODE[Result.nonfinite])
 

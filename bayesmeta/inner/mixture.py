@@ -43,6 +43,14 @@ class Mixture:
         if not self.algorithms or any(isinstance(a, Mixture) for a in self.algorithms):
             raise InputError("a Mixture needs one algorithm or more, none of them a Mixture")
         for algorithm in self.algorithms:
+            if not hasattr(algorithm, "step"):
+                raise InputError(
+                    f"{algorithm!r} is no algorithm: give objects, such as bm.methods.Adam(0.01)"
+                )
+            if getattr(algorithm, "learn_lr", False):
+                raise InputError(
+                    "learned step sizes belong to one algorithm: use no Mixture, or learn_lr=False"
+                )
             check_limits(algorithm)
             if not algorithm.differentiable or algorithm.tolerance > 0:
                 raise InputError(

@@ -78,27 +78,37 @@ class Noise:
             None if self.normals is None else self.normals[index],
         )
 
-    def during(self, problem: InnerProblem, step: int) -> InnerProblem:
-        """The problem that a step sees; beyond the last step, what the last one saw."""
+    def during(self, problem: InnerProblem, step: int | Tensor) -> InnerProblem:
+        """The problem that a step sees; beyond the last step, what the last one saw.
+
+        Args:
+            problem: of all rows.
+            step: number of the step, or (path,) one for each path.
+        """
         batch, scale = problem.batch, problem.scale
         if self.rows is not None:
-            at = min(step, self.rows.shape[1] - 1)
-            real = torch.ones_like(self.rows[:, at], dtype=torch.bool)
-            real = real if self.real is None else self.real[:, at]
+            rows = _during(self.rows, step)
+            real = torch.ones_like(rows, dtype=torch.bool)
+            real = real if self.real is None else _during(self.real, step)
             mask = batch.mask
             assert mask is not None
             whole = mask.sum(1).to(problem.start)
-            batch = taken(batch, self.rows[:, at], real)
+            batch = taken(batch, rows, real)
             scale = whole / real.sum(1)
         if self.keep:
-            at = min(step, next(iter(self.keep.values())).shape[1] - 1)
-            units = {name: keep[:, at] for name, keep in self.keep.items()}
+            units = {name: _during(keep, step) for name, keep in self.keep.items()}
             tensors = batch.tensors | keeping(problem.model, units, problem.start)
             batch = replace(batch, tensors=tensors)
-        normals = self.normals
-        if normals is not None:
-            normals = normals[:, min(step, normals.shape[1] - 1)]
+        normals = None if self.normals is None else _during(self.normals, step)
         return replace(problem, batch=batch, scale=scale, normals=normals, noise=None)
+
+
+def _during(noise: Tensor, step: int | Tensor) -> Tensor:
+    """(path, ...) of (path, step, ...)."""
+    last = noise.shape[1] - 1
+    if isinstance(step, int):
+        return noise[:, min(step, last)]
+    return noise[torch.arange(len(noise), device=noise.device), step.clamp(max=last)]
 
 
 def draw_noise(
@@ -124,10 +134,7 @@ def draw_noise(
     if getattr(algorithm, "dropout", False):
         width = None if rows is None else rows.shape[2]
         for name, (shape, chance) in dropped_shapes(model, support, width).items():
-            uniform = torch.rand(
-                (paths, steps, *shape), generator=generator, device=generator.device
-            )
-            keep[name] = (uniform >= chance).to(like.device)
+            keep[name] = (_uniform((paths, steps, *shape), generator) >= chance).to(like.device)
     if getattr(algorithm, "normals", False):
         normals = torch.randn(
             (paths, steps, like.shape[-1]),
@@ -136,6 +143,11 @@ def draw_noise(
             device=generator.device,
         ).to(like.device)
     return Noise(rows, real, keep, normals)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), the same for every default dtype."""
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.double)
 
 
 def _minibatches(
@@ -153,13 +165,13 @@ def _minibatches(
     # Real rows first, in their own order.
     place = torch.sort(~mask.to(device), dim=1, stable=True).indices
     if algorithm.replacement:
-        uniform = torch.rand((len(mask), steps, size), generator=generator, device=device)
+        uniform = _uniform((len(mask), steps, size), generator)
         drawn = (uniform * count[:, None, None]).long()
         return place.gather(1, drawn.flatten(1)).reshape(drawn.shape).to(mask.device), None
     size = min(size, width)
     whole = count <= size
     passes = -(-steps * size // int(torch.where(whole, width, count).min()))
-    uniform = torch.rand((len(mask), passes, width), generator=generator, device=device)
+    uniform = _uniform((len(mask), passes, width), generator)
     beyond = torch.arange(width, device=device) >= count[:, None]
     order = uniform.masked_fill(beyond[:, None], 2.0).argsort(-1)
     position = torch.arange(steps * size, device=device).expand(len(mask), -1)

@@ -48,8 +48,8 @@ class InnerProblem:
     scale: Tensor | None = None
     normals: Tensor | None = None
 
-    def during(self, step: int) -> InnerProblem:
-        """What the step of that number sees: its minibatch, dropped units and normals."""
+    def during(self, step: int | Tensor) -> InnerProblem:
+        """What the step of that number, or those, sees: minibatch, dropped units, normals."""
         return self if self.noise is None else self.noise.during(self, step)
 
     @property

@@ -22,11 +22,8 @@ class _Dropped(nn.Module):
         self.p = p
         self.keep: Tensor
         self.register_buffer(KEEP, torch.ones(()), persistent=False)
-        self.seen: list[torch.Size] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.shape)
-        del self.seen[:-2]
         return x * self.keep
 
 
@@ -43,7 +40,7 @@ def install(model: Model) -> None:
     """
     layers = [
         (name, layer)
-        for name, layer in model.named_modules()
+        for name, layer in model.named_modules(remove_duplicate=False)  # one mask for each place
         if replaceable(layer) and getattr(layer, "p", 0.0) > 0
     ]
     for name, layer in layers:
@@ -65,6 +62,9 @@ def dropped_shapes(
         model: with the layers installed.
         support: the first task of which is tried.
         rows: in a minibatch; None: all.
+
+    Raises:
+        InputError: one layer is called in two places, which would drop the same units.
     """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, _Dropped)}
     mask = support.mask
@@ -72,9 +72,24 @@ def dropped_shapes(
         name: tensor[0, :rows] if mask is not None and tensor.shape[:2] == mask.shape else tensor[0]
         for name, tensor in support.tensors.items()
     }
+    calls: dict[str, list[torch.Size]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, args, out, seen=calls[name]: seen.append(args[0].shape)
+        )
+        for name, layer in layers.items()
+    ]
     with torch.no_grad():
         model.predict_task(model.start, model.shared, tensors)
-    return {name: (layer.seen[-1], layer.p) for name, layer in layers.items()}
+    for hook in hooks:
+        hook.remove()
+    for name, seen in calls.items():
+        if len(seen) > 1:
+            raise InputError(
+                f"the dropout layer {name.removeprefix('module.')!r} is used {len(seen)} times, "
+                "and would drop the same units each time: give every place a layer of its own"
+            )
+    return {name: (seen[0], layers[name].p) for name, seen in calls.items() if seen}
 
 
 def keeping(model: Model, keep: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
@@ -83,5 +98,5 @@ def keeping(model: Model, keep: dict[str, Tensor], like: Tensor) -> dict[str, Te
     for name, units in keep.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, _Dropped)
-        found[f"{name}.{KEEP}"] = units.to(like.dtype) / (1 - layer.p)
+        found[f"{name}.{KEEP}"] = units.to(like.dtype) / (1 - layer.p if layer.p < 1 else 1)
     return found

@@ -8,7 +8,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from bayesmeta.plots._reading import Array, Spread, axis_label, label, number, position, read, z
+from bayesmeta.plots._reading import (
+    Array,
+    Spread,
+    axis_label,
+    bell,
+    label,
+    number,
+    position,
+    read,
+    z,
+)
 from bayesmeta.plots._style import (
     COLOURS,
     MOST_VECTORS,
@@ -60,8 +70,10 @@ def prior(
     if ax is None:
         ax = new_axes(SINGLE, 2.4)
     x = _grid(data.prior_mean, data.prior_sd, data.mean, data.sd)
-    average = _average(x, data.mean, data.sd) if (data.sd > 0.0).all() else None
-    curve = _density(x, data.prior_mean, data.prior_sd) if data.prior_sd > 0.0 else None
+    average = _average(x, data) if (data.sd > 0.0).all() else None
+    curve = None
+    if data.prior_sd > 0.0:
+        curve = bell((x - data.prior_mean) / data.prior_sd) / data.prior_sd
 
     top = max((float(c.max()) for c in (average, curve) if c is not None), default=1.0)
     _draw_each(ax, data, top)
@@ -119,18 +131,11 @@ def _grid(centre: float, prior_sd: float, mean: Array, sd: Array) -> Array:
     return np.unique(np.concatenate([even, near.ravel()]))
 
 
-def _average(x: Array, mean: Array, sd: Array) -> Array:
+def _average(x: Array, data: Spread) -> Array:
     """The mean over tasks of their densities at x, some tasks at a time."""
-    parts = range(0, len(mean), MOST_LINES)
-    total = sum(
-        _density(x, mean[i : i + MOST_LINES, None], sd[i : i + MOST_LINES, None]).sum(0)
-        for i in parts
-    )
-    return np.asarray(total / len(mean))
-
-
-def _density(x: Array, mean: Array | float, sd: Array | float) -> Array:
-    return np.exp(-0.5 * ((x - mean) / sd) ** 2) / (sd * np.sqrt(2.0 * np.pi))
+    tasks = np.arange(len(data.mean))
+    parts = np.split(tasks, np.arange(MOST_LINES, len(tasks), MOST_LINES))
+    return np.asarray(sum(data.density(part, x).sum(0) for part in parts) / len(tasks))
 
 
 def _draw_each(ax: Axes, data: Spread, top: float) -> None:
@@ -143,13 +148,10 @@ def _draw_each(ax: Axes, data: Spread, top: float) -> None:
     if not len(order):
         return
     some = np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_LINES)).round())
-    mean, sd = data.mean[order[some.astype(int)]], data.sd[order[some.astype(int)]]
-    away = np.linspace(-3.7, 3.7, 61)
-    height = top * sd.min() / sd
-    lines = [
-        np.stack([m + s * away, h * np.exp(-0.5 * away**2)], -1)
-        for m, s, h in zip(mean, sd, height, strict=True)
-    ]
+    chosen = order[some.astype(int)]
+    x = data.mean[chosen, None] + data.sd[chosen, None] * np.linspace(-3.7, 3.7, 61)
+    height = data.density(chosen, x)
+    lines = list(np.stack([x, top / height.max() * height], -1))
     ax.add_collection(
         LineCollection(
             lines,

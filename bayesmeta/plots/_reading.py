@@ -140,6 +140,7 @@ class Spread:
         prior_mean, prior_sd: numbers θ₀ and sd of the coordinate.
         mean, sd: (task,) of the posteriors.
         alone: (task,) estimates from each task's own data, NaN where there is none.
+        draws: (draw, task) of posteriors known by draws; None where they are Gaussian.
     """
 
     prior_mean: float
@@ -147,18 +148,49 @@ class Spread:
     mean: Array
     sd: Array
     alone: Array
+    draws: Array | None = None
+
+    def ends(self, level: float) -> tuple[Array, Array]:
+        """(task,) ends of the central intervals that hold so much of each posterior."""
+        if self.draws is None:
+            half = z(level) * self.sd
+            return self.mean - half, self.mean + half
+        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
+
+    def density(self, tasks: Array, x: Array) -> Array:
+        """(task, x) densities of some tasks; of draws, smoothed by Scott's rule.
+
+        Args:
+            tasks: their positions.
+            x: (x,) for all of them, or (task, x).
+        """
+        centre, sd = self.mean[tasks][:, None], self.sd[tasks][:, None]
+        if self.draws is None:
+            return bell((x - centre) / sd) / sd
+        width = sd * len(self.draws) ** -0.2
+        x = np.broadcast_to(x, (len(tasks), np.shape(x)[-1]))
+        parts = (bell((x - draw[tasks][:, None]) / width) for draw in self.draws)
+        return np.asarray(sum(parts)) / (width * len(self.draws))
 
 
 def read(fit: Fit, coordinate: int, no_pooling: Any = None) -> Spread:
     """The numbers of one coordinate; `no_pooling` as in `estimates_alone`."""
     alone = estimates_alone(fit, no_pooling)
+    draws = getattr(fit.posterior, "draws", None)
     return Spread(
         prior_mean=float(array(fit.prior.mean)[coordinate]),
         prior_sd=float(array(fit.prior.sd())[coordinate]),
         mean=array(fit.posterior.mean)[:, coordinate],
         sd=array(fit.posterior.sd())[:, coordinate],
         alone=alone[:, coordinate],
+        draws=None if draws is None else array(draws)[:, :, coordinate],
     )
+
+
+def bell(away: Array) -> Array:
+    """The standard normal density."""
+    return np.exp(-0.5 * away**2) / np.sqrt(2.0 * np.pi)
 
 
 def estimates_alone(fit: Fit, no_pooling: Any | Literal[False] | None) -> Array:

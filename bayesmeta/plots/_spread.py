@@ -55,7 +55,8 @@ def spread(
 ) -> Axes:
     """A forest of tasks: posterior mean and interval of one coordinate, over the prior.
 
-    A task's row shows mean_i ± z·sd_i, the band θ₀ ± z·sd₀ behind it, and a hollow marker at the
+    A task's row shows mean_i ± z·sd_i (of a stochastic algorithm's runs their mean and central
+    part), the band θ₀ ± z·sd₀ behind it, and a hollow marker at the
     estimate from the task's own rows alone; the thin line between the two is what pooling did.
     An estimate far outside the others (Tukey's outer fences) is a triangle at the edge.
 
@@ -83,13 +84,12 @@ def spread(
     own = ax is None
     if ax is None:
         ax = new_axes(SINGLE, height(len(order), max_labels))
-    half = z(level)
     marks = _Marks.for_rows(ax, len(order))
 
-    _draw_prior(ax, data, half, percent(level))
-    _draw_tasks(ax, data, order, half, marks, percent(level))
+    _draw_prior(ax, data, level)
+    _draw_tasks(ax, data, order, level, marks)
     _draw_flagged(ax, fit, data, order, marks)
-    limits = window(np.concatenate([_ends(data, half), _band(data, half)]), data.alone)
+    limits = window(np.concatenate([*data.ends(level), _band(data, level)]), data.alone)
     _draw_outside(ax, data.alone[order], limits, marks)
     ax.set_xlim(*limits)
     ax.set_ylim(-0.7, len(order) - 0.3)
@@ -122,9 +122,10 @@ def spread_caption(
     data = read(fit, at, no_pooling)
     names = fit.posterior.tasks
     low, high = int(data.mean.argmin()), int(data.mean.argmax())
+    runs = "" if data.draws is None else f"(of {len(data.draws)} runs) "
     text = (
-        f"{label(fit, at)}: posterior mean and {percent(level)} interval in each of {len(names)} "
-        f"tasks, over the prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
+        f"{label(fit, at)}: posterior mean and {percent(level)} interval {runs}in each of "
+        f"{len(names)} tasks, over the prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
     )
     if data.prior_sd == 0.0:
         if np.ptp(data.mean) > 0:
@@ -183,32 +184,35 @@ def _order(fit: Fit, at: int, sort: bool | str | int) -> Array:
     return np.argsort(read(fit, by, no_pooling=False).mean, kind="stable")
 
 
-def _ends(data: Spread, half: float) -> Array:
-    return np.concatenate([data.mean - half * data.sd, data.mean + half * data.sd])
+def _band(data: Spread, level: float) -> Array:
+    return data.prior_mean + z(level) * data.prior_sd * np.array([-1.0, 1.0])
 
 
-def _band(data: Spread, half: float) -> Array:
-    return data.prior_mean + half * data.prior_sd * np.array([-1.0, 1.0])
-
-
-def _draw_prior(ax: Axes, data: Spread, half: float, level: str) -> None:
+def _draw_prior(ax: Axes, data: Spread, level: float) -> None:
     colour = COLOURS["prior"]
     if data.prior_sd > 0.0:
         band = tint(colour, 0.18)
-        ax.axvspan(*_band(data, half), color=band, lw=0, zorder=0, label=f"prior, {level}")
+        name = f"prior, {percent(level)}"
+        ax.axvspan(*_band(data, level), color=band, lw=0, zorder=0, label=name)
     name = "prior, sd 0" if data.prior_sd == 0.0 else "_"
     ax.axvline(data.prior_mean, color=colour, linewidth=0.9, zorder=0.5, label=name)
 
 
-def _draw_tasks(
-    ax: Axes, data: Spread, order: Array, half: float, marks: _Marks, level: str
-) -> None:
-    mean, sd, alone = data.mean[order], data.sd[order], data.alone[order]
+def _draw_tasks(ax: Axes, data: Spread, order: Array, level: float, marks: _Marks) -> None:
+    mean, alone = data.mean[order], data.alone[order]
     rows = np.arange(len(order))
     colour = tint(COLOURS["posterior"], marks.shade)
-    ends = mean - half * sd, mean + half * sd
+    low, high = data.ends(level)
     pixels = len(order) > MOST_VECTORS
-    ax.hlines(rows, *ends, color=colour, linewidth=marks.interval, zorder=1.5, rasterized=pixels)
+    ax.hlines(
+        rows,
+        low[order],
+        high[order],
+        color=colour,
+        linewidth=marks.interval,
+        zorder=1.5,
+        rasterized=pixels,
+    )
     if np.isfinite(alone).any():
         colour = COLOURS["no_pooling"]
         width = 0.4 * marks.interval
@@ -233,7 +237,7 @@ def _draw_tasks(
         markersize=marks.dot,
         markeredgewidth=0,
         zorder=4,
-        label=f"posterior, {level}",
+        label=f"posterior, {percent(level)}",
         rasterized=pixels,
     )
 
