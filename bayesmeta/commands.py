@@ -261,9 +261,8 @@ def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> di
             raise InputError(f"--option {name}= is given twice: give it once")
         values[name] = _value(value)
         if not _fits(values[name], known[name]):
-            wanted = [
-                WORDS.get(kind, str(kind)) for kind in get_args(known[name]) or (known[name],)
-            ]
+            kinds = get_args(known[name]) or (known[name],)
+            wanted = [WORDS[kind] for kind in kinds if kind in WORDS]  # no objects in a text
             raise InputError(f"--option {name}= wants {' or '.join(wanted)}, not {value!r}")
     return values
 

@@ -85,6 +85,13 @@ def _without_precision(fit: Fit) -> bool:
 
 def _solves(report: Report, fit: Fit) -> str:
     """Inner steps, stationarity and, where there is one, the linear solve, over all tasks."""
+    if fit.choices.stochastic:
+        runs = fit.choices.gradient.draws(fit.choices.draws)
+        return (
+            f"{type(fit.choices.gradient).__name__} over {runs} runs a task: inner steps "
+            f"{_range(report.steps)}; random, so there is no exact answer to audit it by: see its "
+            "bias and variance with bm.diagnostics.compare_estimators"
+        )
     said = (
         f"{type(fit.choices.gradient).__name__}: inner steps {_range(report.steps)}, ‖∇F‖ "
         f"{_range(report.stationarity)} nats per unit of θ"

@@ -129,7 +129,7 @@ def spread_caption(
     )
     if data.prior_sd == 0.0:
         if np.ptp(data.mean) > 0:
-            return text + ", which has no spread here: the method adapts points and learns no Σ₀."
+            return text + ", which has no spread here: the method learns a start and no Σ₀."
         return text + ", whose sd is 0: all tasks share one value."
     known = np.isfinite(data.alone)
     if known.sum() > 1:
