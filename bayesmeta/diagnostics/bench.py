@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +26,9 @@ from bayesmeta.tasks import TaskFamily
 
 LARGEST_BATCH = 2e7  # numbers in the steps of all paths of a batch
 ESTIMATES = 200  # into which a reference's paths are gathered for E_z g(θ_z)
+ROUNDS = 5  # batches at least, for the median of their times
 GROUPS = 20  # and for g(E_z θ_z), where larger groups are less biased
+Seeded = Callable[[], torch.Generator]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +40,72 @@ class Runs:
     seconds: float
 
 
+class Runner:
+    """Makes the estimates of one method, a batch at a time.
+
+    Args:
+        bench: the problem.
+        method: how ∂M/∂θ₀ is estimated.
+        repeats: estimates in all.
+        generator: their noise.
+    """
+
+    def __init__(
+        self, bench: Bench, method: Method, repeats: int, generator: torch.Generator
+    ) -> None:
+        self.generator, self.left = generator, repeats
+        self.noisy = is_noisy(method)
+        self.model = prepared(bench.model, bench.support, method)
+        self.step = MetaStep(self.model, bench.prior, method, bench.support)
+        self.free = {k: v.detach().to(self.model.start) for k, v in bench.prior.free.items()}
+        if len(self.free["mean"]) != self.model.dim:
+            raise InputError(
+                f"the prior has {len(self.free['mean'])} weights, the model {self.model.dim}"
+            )
+        self.shared = {k: v.detach() for k, v in self.model.shared.items()}
+        self.support = bench.support.batch()
+        self.query = paired(bench.query, bench.support, self.model).batch()
+        most = int(LARGEST_BATCH / len(self.support) / _numbers(method, self.model.dim))
+        self.size = bench.batch or max(1, min(most, -(-repeats // ROUNDS)))
+        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.seconds: list[float] = []
+        # The first call of anything is slow.
+        self._estimates(1, torch.Generator(generator.device).manual_seed(0))
+
+    def advance(self) -> None:
+        """One batch more."""
+        count = min(self.size, self.left)
+        start = time.perf_counter()
+        self.parts.append(self._estimates(count, self.generator))
+        self.seconds.append((time.perf_counter() - start) / count)
+        self.left -= count
+
+    def runs(self) -> Runs:
+        """What was found."""
+        gradients, broken = (torch.cat(parts) for parts in zip(*self.parts, strict=True))
+        # Without noise the copies of a batch may still differ in their rounding.
+        sample = Sample.of(gradients) if self.noisy else Sample.exact(gradients[0])
+        return Runs(sample, float(broken.double().mean()), statistics.median(self.seconds))
+
+    def _estimates(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(estimate, dim) and (estimate,) whether a path broke; waits for the device."""
+        tasks = len(self.support)
+        copies = torch.arange(tasks, device=self.support.index.device).repeat(count)
+        both = repeated(self.support, copies), repeated(self.query, copies)
+        params = self.step.params(self.free, self.shared, len(copies))
+        noise = self.step.noise(both[0], self.free["mean"], generator)
+        outcome = self.step(params, *both, noise)
+        broken = (outcome.adapted.result == CODE[Result.nonfinite]).reshape(count, tasks)
+        gradient = outcome.gradients["anchor"]["mean"].reshape(count, tasks, -1)
+        return gradient.sum(1).cpu(), broken.any(1).cpu()
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """The problem that all methods differentiate.
 
     Args:
-        model, prior: θ₀ and f.
+        model, prior: f, θ₀ and Σ₀.
         support, query: S_i and V_i.
         batch: estimates at a time, or None.
     """
@@ -52,37 +116,14 @@ class Bench:
     query: TaskFamily
     batch: int | None
 
-    def run(self, method: Method, repeats: int, generator: torch.Generator) -> Runs:
-        """Independent estimates of ∂M/∂θ₀, copies of the family as so many more tasks."""
-        model = prepared(self.model, self.support, method)
-        free = {k: v.detach().to(model.start) for k, v in self.prior.free.items()}
-        if len(free["mean"]) != model.dim:
-            raise InputError(f"the prior has {len(free['mean'])} weights, the model {model.dim}")
-        shared = {k: v.detach() for k, v in model.shared.items()}
-        step, tasks = MetaStep(model, self.prior, method, self.support), len(self.support)
-        query = paired(self.query, self.support, model).batch()
-
-        def estimates(count: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-            copies = torch.arange(tasks, device=self.support.device).repeat(count)
-            both = repeated(self.support.batch(), copies), repeated(query, copies)
-            params = step.params(free, shared, len(copies))
-            outcome = step(params, *both, step.noise(both[0], free["mean"], noise))
-            broken = (outcome.adapted.result == CODE[Result.nonfinite]).reshape(count, tasks)
-            gradient = outcome.gradients["anchor"]["mean"].reshape(count, tasks, -1)
-            return gradient.sum(1).cpu(), broken.any(1).cpu()
-
-        estimates(1, torch.Generator(generator.device).manual_seed(0))
-        size = self.batch or max(1, int(LARGEST_BATCH / tasks / _numbers(method, model.dim)))
-        sizes, start = (
-            [min(size, repeats - i) for i in range(0, repeats, size)],
-            time.perf_counter(),
-        )
-        found = [estimates(count, generator) for count in sizes]
-        seconds = (time.perf_counter() - start) / repeats
-        gradients, broken = (torch.cat(parts) for parts in zip(*found, strict=True))
-        if not is_noisy(method):  # batched sums may still differ in their rounding
-            return Runs(Sample.exact(gradients[0]), float(broken[0]), seconds)
-        return Runs(Sample.of(gradients), float(broken.double().mean()), seconds)
+    def run(self, methods: Mapping[str, Method], repeats: int, seeded: Seeded) -> dict[str, Runs]:
+        """Independent estimates by each method, which take turns: a busy minute slows them all."""
+        runners = {n: Runner(self, m, repeats, seeded()) for n, m in methods.items()}
+        while any(runner.left for runner in runners.values()):
+            for runner in runners.values():
+                if runner.left:
+                    runner.advance()
+        return {name: runner.runs() for name, runner in runners.items()}
 
     def reference(self, method: Method, paths: int, generator: torch.Generator) -> Sample:
         """The gradient that a method's estimates are to have on average, by many paths per task."""
@@ -100,7 +141,7 @@ class Bench:
             raise InputError(
                 f"no reference can be computed, so give reference=: {error}"
             ) from error
-        return self.run(whole, repeats, generator).sample
+        return self.run({"": whole}, repeats, lambda: generator)[""].sample
 
 
 def _numbers(method: Method, dim: int, paths: int | None = None) -> int:

@@ -160,15 +160,18 @@ def compare_estimators(
 
     All methods adapt to the same rows: where they split tasks at random, one split is drawn first.
     All start from the same seed, so that methods with the same algorithm and as many draws see the
-    same noise (common random numbers); the reference has noise of its own.
+    same noise (common random numbers), and look biased together; the reference has its own. Tests
+    and intervals take mean estimates for normal: where a few paths explode and make up most of the
+    variance, raise repeats= before believing them.
 
     Without `reference` it is computed. That of E_z g(θ_z) is the mean of `Unrolled` over many
     paths. That of g(E_z θ_z) is the mean over 20 groups of paths of `SeparatePaths(every_pair)`,
     each as exact as its number of paths; where g is not quadratic its own bias falls as one over
     that number. Its standard error is part of every bias's.
 
-    Seconds are the time of all estimates after a first one that does not count, divided by their
-    number: what one costs in a large batch on this machine, and not what one alone would take.
+    Seconds are the median over batches, at least five where repeats allow, of a batch's time over
+    its estimates: what one costs among many on this machine, and not what one alone would take. A
+    first one does not count, and the methods take turns.
 
     Args:
         model: f(θ, task), with ψ at its present values.
@@ -181,7 +184,7 @@ def compare_estimators(
         reference: (dim,) the exact gradient, or {"draws": of E_z g(θ_z), "mean": of g(E_z θ_z)}.
         query: the query sets, when they are not to be split off the family's rows.
         reference_paths: per task; None: 20 for each repeat.
-        batch: estimates at a time; None: as many as some 2·10⁷ numbers hold.
+        batch: estimates at a time; None: a fifth of them, or what some 2·10⁷ numbers hold.
 
     Raises:
         InputError: no methods, or some that have no meta-gradient; fewer than 2 repeats; methods
@@ -204,6 +207,8 @@ def compare_estimators(
     paths = reference_paths
     counts = {"repeats": (repeats, 2), "reference_paths": (paths, 4), "batch": (batch, 1)}
     _check(methods, generator, counts)
+    if not prior.free:
+        raise InputError("this prior has no values: use .at(mean=, variance=)")
     targets = _targets(methods, reference)
     bench = Bench(model, prior, *_sets(family, methods, query, generator), batch)
     device = generator.device
@@ -219,17 +224,17 @@ def compare_estimators(
         else:
             given = _given(reference, methods[name], methods, model.dim)
             references[target] = Sample.exact(given)
-    estimators, means = [], {}
+    runs = bench.run(methods, repeats, lambda: torch.Generator(device).manual_seed(seed))
+    estimators = []
     for name, method in methods.items():
-        runs = bench.run(method, repeats, torch.Generator(device).manual_seed(seed))
-        means[name] = runs.sample.mean
         cost = gradient_evaluations(method, bench.support, shared=bool(model.shared))
-        estimators.append(_judged(name, targets[name], runs, references[targets[name]], cost))
+        judged = _judged(name, targets[name], runs[name], references[targets[name]], cost)
+        estimators.append(judged)
     return EstimatorComparison(
         tuple(estimators),
         {target: sample.mean for target, sample in references.items()},
         {target: math.sqrt(sample.trace) for target, sample in references.items()},
-        means,
+        {name: found.sample.mean for name, found in runs.items()},
         repeats,
         len(family),
     )

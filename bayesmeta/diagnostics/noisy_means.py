@@ -131,8 +131,12 @@ def _overlap(a: Sample, b: Sample) -> float:
     """tr(A B) of the covariances A and B of two means; unbiased, also where they are one."""
     if not (a.freedom and b.freedom):
         return 0.0
-    n = a.freedom
-    product = float((a.deviations @ b.deviations.T).square().sum()) / (n * b.freedom)
+    n, one, other = a.freedom, a.deviations, b.deviations
+    if one.shape[1] ** 2 <= len(one) * len(other):
+        product = float(((one.T @ one) * (other.T @ other)).sum())
+    else:  # the same number
+        product = float((one @ other.T).square().sum())
+    product /= n * b.freedom
     if a is b and n > 1:
         product = n**2 / ((n + 2) * (n - 1)) * (product - a.spread**2 / n)
-    return product / (len(a.deviations) * len(b.deviations))
+    return product / (len(one) * len(other))

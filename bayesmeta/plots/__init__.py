@@ -6,6 +6,7 @@
     prior         densities of the prior and of the tasks' posteriors
     trace         the objective M against outer steps
     calibration   nominal against observed coverage of predictive intervals
+    estimators    bias and precision per second of estimators of a meta-gradient
 
 `draw(name, fit)` makes the whole figure (a panel per coordinate or task), `caption(name, fit)` the
 words under it, `save(figure, path)` the file. `style()` is the look, for figures of one's own.
@@ -18,6 +19,7 @@ Example:
 
 from bayesmeta.plots._calibration import calibration
 from bayesmeta.plots._draw import REGISTRY, caption, draw
+from bayesmeta.plots._estimators import estimators
 from bayesmeta.plots._predictive import predictive, predictive_grid
 from bayesmeta.plots._prior import prior
 from bayesmeta.plots._shrinkage import shrinkage
@@ -35,6 +37,7 @@ __all__ = [
     "calibration",
     "caption",
     "draw",
+    "estimators",
     "predictive",
     "predictive_grid",
     "prior",
