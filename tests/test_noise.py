@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import combinations
 
@@ -197,6 +198,11 @@ def test_the_same_seed_is_the_same_noise_in_every_dtype():
     one, other = drawn(algorithm, tasks), drawn(algorithm, tasks, dtype=torch.float32)
     assert torch.equal(one.rows, other.rows) and torch.equal(one.real, other.real)
     assert not torch.equal(one.rows, drawn(algorithm, tasks, seed=1).rows)
+    torch.set_default_dtype(F64)
+    try:
+        assert torch.equal(one.rows, drawn(algorithm, tasks).rows)
+    finally:
+        torch.set_default_dtype(torch.float32)
     again = drawn(SGLD(0.1, 3), tasks, seed=5)
     assert torch.equal(again.normals, drawn(SGLD(0.1, 3), tasks, seed=5).normals)
 
@@ -218,6 +224,23 @@ def test_every_rule_runs_the_same_paths():
     for value, end in zip(values, ends, strict=True):
         assert torch.allclose(value, values[0], rtol=1e-12)
         assert torch.allclose(end, ends[0], rtol=1e-10)
+
+
+def test_a_layer_that_drops_everything_gives_zeros():
+    module = nn.Sequential(nn.Dropout(1.0), nn.Linear(1, 1)).double()
+    model, tasks = bm.Model(module, likelihoods.Gaussian()), family(4)
+    algorithm = GradientDescent(0.1, 1, dropout=True)
+    prior = bm.Prior("point").at(mean=torch.tensor([2.0, 0.5]).double(), variance=0.0)
+    method = Method(Algorithmic(), algorithm, Unrolled(), Validation(None))
+    found = bm.meta_gradient(model, prior, tasks, method, generator=generator())
+    # With x = 0 only the bias moves, by 2σ²/n of lr times the sum of y − ½; σ is 1.
+    y, x = tasks.tensors["y"][0], tasks.tensors["x"][0, :, 0]
+    bias = 0.5 + 0.1 * 2 * (y - 0.5).mean()
+    assert torch.allclose(found.value, expected_loss(y - 2.0 * x - bias), rtol=1e-6)
+
+
+def expected_loss(rest: torch.Tensor) -> torch.Tensor:
+    return (0.5 * rest.square() + 0.5 * math.log(2 * math.pi)).sum()
 
 
 def test_some_paths_of_a_noise_are_those_paths():

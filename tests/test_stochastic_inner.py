@@ -363,6 +363,28 @@ def test_a_module_without_dropout_is_refused(module):
         bm.meta_gradient(model, prior, planes(), method, generator=generator())
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.drop = nn.Linear(2, 2), nn.Linear(2, 1), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.b(self.drop(self.a(self.drop(x))))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_layer_in_two_places_drops_other_units_in_each_or_is_refused(mode):
+    layer, method = nn.Dropout(0.5), Method(Algorithmic(), DROPPING, Unrolled(), Validation(None))
+    body = nn.Sequential(layer, nn.Linear(2, 2), layer, nn.Linear(2, 1)).train(mode)
+    family, like = planes(), torch.zeros(4, 9)
+    placed = prepared(bm.Model(body, likelihoods.Gaussian()), family, method)
+    keep = draw_noise(DROPPING, placed, family.batch(), like, generator()).keep
+    assert not torch.equal(*keep.values())
+    called = prepared(bm.Model(Twice().train(mode), likelihoods.Gaussian()), family, method)
+    with pytest.raises(InputError, match=r"'drop' is used 2 times.* a layer of its own"):
+        draw_noise(DROPPING, called, family.batch(), like, generator())
+
+
 def test_a_module_in_training_mode_is_refused_where_no_algorithm_drops():
     method = Method(Algorithmic(), Adam(rows=2), Unrolled(), Validation(None))
     prior = bm.Prior("point").at(mean=nested().start, variance=0.0)
