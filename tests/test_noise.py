@@ -1,4 +1,4 @@
-"""z: which rows, units and normals a path sees, by counting them."""
+"""z, which rows, units and normals a path sees, by counting them; and a law known by draws."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from inner_problems import F64, generator, regression_problem
@@ -14,6 +15,7 @@ from torch import nn
 
 import bayesmeta as bm
 from bayesmeta import likelihoods
+from bayesmeta.empirical import Empirical
 from bayesmeta.inner.first_order import Adam, GradientDescent
 from bayesmeta.inner.langevin import SGLD
 from bayesmeta.inner.loop import adapt
@@ -274,3 +276,45 @@ def test_tasks_without_rows_have_no_minibatches():
     model = bm.Model.from_energy(lambda theta, c: (theta - c).square().sum(), 3)
     with pytest.raises(InputError, match=r"rows=2 .* no row axis: give mask= .* leave rows= out"):
         draw_noise(Adam(rows=2), model, tasks.batch(), torch.zeros(2, 3), generator())
+
+
+# A law known by draws
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (40, 5, 3)])
+def test_moments_of_draws_against_numpy(shape):
+    draws = torch.randn(shape, generator=generator(), dtype=F64) * torch.tensor([1.0, 5.0, 0.2])
+    law, values = Empirical(draws), draws.numpy()
+    assert law.dim == 3 and not law.is_point
+    assert np.allclose(law.mean, values.mean(0)) and np.allclose(law.sd(), values.std(0, ddof=1))
+    assert np.allclose(law.variance(), values.var(0, ddof=1))
+    tasks = values[:, None] if len(shape) == 2 else values
+    for task in range(tasks.shape[1]):
+        covariance = law.covariance().reshape(-1, 3, 3)[task]
+        assert np.allclose(covariance, np.cov(tasks[:, task].T))
+        assert np.allclose(law.correlation().reshape(-1, 3, 3)[task], np.corrcoef(tasks[:, task].T))
+    if len(shape) == 3:
+        some = law[torch.tensor([4, 0])]
+        assert torch.equal(some.draws, draws[:, [4, 0]])
+    assert torch.equal(law.map(lambda t: 2 * t).mean, 2 * law.mean)
+
+
+def test_a_weight_that_never_moves_has_no_correlation():
+    draws = torch.randn(30, 2, 2, generator=generator(), dtype=F64)
+    draws[:, 1, 0] = 0.1
+    found = Empirical(draws).correlation()
+    assert found[0].isfinite().all() and torch.allclose(found[0].diagonal(), torch.ones(2).double())
+    assert found[1, 0].isnan().all() and found[1, :, 0].isnan().all()
+    assert found[1, 1, 1] == pytest.approx(1)
+
+
+def test_samples_repeat_no_draw_before_all_were_given():
+    draws = torch.arange(12.0)[:, None, None].expand(12, 2, 1)
+    law = Empirical(draws)
+    some = law.sample(12, generator(2)).flatten(1)
+    assert torch.equal(some.sort(0).values, draws.flatten(1))
+    assert not torch.equal(some, draws.flatten(1))
+    assert torch.equal(some, law.sample(12, generator(2)).flatten(1))
+    assert len(law.sample(7, generator()).unique()) == 7
+    _, times = law.sample(30, generator())[:, 0].unique(return_counts=True)
+    assert sorted(times.tolist()) == [2] * 6 + [3] * 6
