@@ -1,0 +1,192 @@
+"""The study's figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bayesmeta.plots import COLOURS, DOUBLE, style
+from studies.which_minimum.exact import propagate, split
+from studies.which_minimum.measure import JUMP, NEAR, PROBLEM, WIDE, select, shown
+from studies.which_minimum.problem import F64
+
+if TYPE_CHECKING:
+    from studies.which_minimum.measure import Size
+
+ANCHORS = ((0.65, "-"), (JUMP, (0, (5, 1.5))), (0.95, (0, (1, 1))))
+SHADES = ("#0072B2", "#7F7F7F", "#D55E00")
+WARM = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00")  # cold to hot; they also differ by line
+DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+PARTS = {
+    "total": ("black", "-", 1.3),
+    "location": (COLOURS["imaml"], (0, (5, 1.5)), 1.2),
+    "probability": (COLOURS["reptile"], (0, (1, 1)), 1.2),
+}
+MARKS = {
+    "implicit": (COLOURS["imaml"], "D"),
+    "pathwise": (COLOURS["maml"], "^"),
+    "score": (COLOURS["stochastic"], "o"),
+}
+NUDGES = {"pathwise": 0.985, "score": 1.015}  # so that two bars at one place are both seen
+
+
+def law(temperature: float, steps: int) -> Figure:
+    """Left the losses, right where SGLD ends, for three anchors."""
+    with style():
+        figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        theta = torch.linspace(-4.6, 5.2, 700, dtype=F64)
+        left.plot(theta, PROBLEM.loss(theta), color="black", linewidth=1.3, label="f = g")
+        for (theta0, dashes), colour in zip(ANCHORS, SHADES, strict=True):
+            look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.1}
+            left.plot(theta, _anchored(theta, theta0), **look, label=f"F, θ₀ = {theta0:.2f}")
+            found = PROBLEM.stationary(theta0)
+            left.plot(found.minima, _anchored(found.minima, theta0), "o", color=colour, ms=3.5)
+            outcome = propagate(replace(PROBLEM, steps=steps), theta0, temperature)
+            shares = split(PROBLEM, outcome, found).probability.tolist()
+            name = f"θ₀ = {theta0:.2f}:  P = " + " | ".join(f"{p:.2f}" for p in shares)
+            y = torch.linspace(-1.8, 3.2, 700, dtype=F64)
+            right.plot(y, outcome.density(y)[0], **look, label=name)
+        left.set(xlabel="θ", ylabel="loss, nats", ylim=(-1.4, 5.5), xlim=(-4.6, 5.2))
+        left.set(title="the loss, and with its anchor")
+        right.set(xlabel="θ", ylabel="density", ylim=(0, 3.3), xlim=(-1.8, 3.2))
+        right.set(title=f"outcomes of {steps} steps, τ = {temperature:g}")
+        for ax in (left, right):
+            ax.legend(frameon=False, loc="upper center", handlelength=2.4)
+    return figure
+
+
+def _anchored(theta: torch.Tensor, theta0: float) -> torch.Tensor:
+    return PROBLEM.loss(theta) + 0.5 * PROBLEM.lam * (theta - theta0).square()
+
+
+def objective(table: pd.DataFrame) -> Figure:
+    """E[g] against θ₀ for several temperatures, over g of the deterministic outcome."""
+    rows = select(table, panel="wide")
+    with style():
+        figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
+        ax = figure.subplots()
+        x, y = _jagged()
+        ax.plot(x, y, color="black", linewidth=1.6, label="no noise: g(θ*(θ₀))")
+        levels = sorted(rows.temperature.unique())
+        for tau, colour, dashes in zip(levels, WARM, DASHES, strict=False):
+            part = select(rows, temperature=tau)
+            ax.plot(
+                part.theta0.to_numpy(), part.value.to_numpy(),
+                color=colour, linestyle=dashes, label=f"E[g], τ = {tau:g}",
+            )  # fmt: skip
+        ax.set(xlabel="θ₀", ylabel="meta-objective, nats", xlim=WIDE)
+        ax.legend(frameon=False, loc="upper center", handlelength=2.6)
+    return figure
+
+
+def gradient(table: pd.DataFrame, size: Size) -> Figure:
+    """dE[g]/dθ₀ and its parts around the jump, early and late, and against T."""
+    with style():
+        figure = Figure(figsize=(DOUBLE, 3.1), layout="constrained")
+        early, late, against = figure.subplots(1, 3)
+        for ax, steps in ((early, size.early), (late, size.late)):
+            rows = select(table, temperature=shown(size), steps=steps)
+            near = select(rows, panel="near")
+            _parts(ax, near, "theta0")
+            _marks(ax, _within(select(rows, panel="point"), NEAR), "theta0")
+            ax.set(xlabel="θ₀", xlim=NEAR, title=f"τ = {shown(size):g}, T = {steps} steps")
+        early.set(ylabel="d/dθ₀ E[g], nats per unit of θ₀")
+        rows = _sweep(table, size)
+        _parts(against, rows, "steps")
+        _marks(against, rows, "steps")
+        against.set(xscale="log", xlabel="T, steps", title=f"τ = {shown(size):g}, θ₀ = {JUMP:.2f}")
+        against.set(ylim=(-1.0, 2.4))  # pathwise bars leave it
+        _whole_ticks(against, rows)
+        handles, names = late.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
+    return figure
+
+
+def spread(table: pd.DataFrame, size: Size) -> Figure:
+    """The sd of one path's estimate, against θ₀ and against T: exact, and as it was found."""
+    with style():
+        figure = Figure(figsize=(DOUBLE, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        tau = shown(size)
+        rows = select(table, panel="point", steps=size.early, temperature=tau)
+        _spreads(left, _within(rows, NEAR), "theta0")
+        left.set(xlabel="θ₀", ylabel="sd of one path's estimate, nats per unit of θ₀")
+        left.set(yscale="log", title=f"τ = {tau:g}, T = {size.early} steps")
+        rows = _sweep(table, size)
+        _spreads(right, rows, "steps")
+        right.set(xscale="log", xlabel="T, steps", title=f"τ = {tau:g}, θ₀ = {JUMP:.2f}")
+        _whole_ticks(right, rows)
+        right.legend(frameon=False, loc="upper left", handlelength=2.6)
+    return figure
+
+
+def _spreads(ax: Axes, rows: pd.DataFrame, x: str) -> None:
+    """Lines are exact; marks are what the paths of an estimate showed."""
+    at = rows[x].to_numpy(dtype=float)
+    for rule, dashes in (("pathwise", "-"), ("score", (0, (5, 1.5)))):
+        colour, marker = MARKS[rule]
+        exact = rows[f"{rule}_sd"].to_numpy()
+        found = rows[f"{rule}_se"].to_numpy() * np.sqrt(rows.paths.to_numpy(dtype=float))
+        ax.plot(at, exact, color=colour, linestyle=dashes, label=f"{rule}, exact")
+        ax.plot(
+            at, found, marker, color=colour, markerfacecolor="white",
+            markersize=4, label=f"{rule}, of its paths",
+        )  # fmt: skip
+
+
+def _jagged() -> tuple[np.ndarray, np.ndarray]:
+    """g(θ*(θ₀)) along θ₀, broken where it jumps."""
+    ends = (WIDE[0], *PROBLEM.jumps(*WIDE), WIDE[1])
+    x, y = [], []
+    for low, high in pairwise(ends):
+        inside = np.linspace(low + 1e-4, high - 1e-4, 80)
+        x += [*inside, high]
+        y += [float(PROBLEM.loss(PROBLEM.descended(t))) for t in inside.tolist()] + [np.nan]
+    return np.array(x), np.array(y)
+
+
+def _sweep(table: pd.DataFrame, size: Size) -> pd.DataFrame:
+    """The rows at the jump at one temperature, by T."""
+    rows = select(table[table.panel.isin(("point", "steps"))], temperature=shown(size))
+    return select(rows, theta0=JUMP).sort_values("steps")
+
+
+def _within(rows: pd.DataFrame, ends: tuple[float, float]) -> pd.DataFrame:
+    return rows[rows.theta0.between(*ends)].sort_values("theta0")
+
+
+def _parts(ax: Axes, rows: pd.DataFrame, x: str) -> None:
+    """Exact: the total and its parts."""
+    ax.axhline(0, color=COLOURS["reference"], linewidth=0.5, zorder=0)
+    for name, (colour, dashes, width) in PARTS.items():
+        label = name if name == "total" else f"{name} part"
+        ax.plot(
+            rows[x].to_numpy(dtype=float), rows[name].to_numpy(),
+            color=colour, linestyle=dashes, linewidth=width, label=label,
+        )  # fmt: skip
+
+
+def _marks(ax: Axes, rows: pd.DataFrame, x: str) -> None:
+    """The library's, with 2 standard errors where it has any."""
+    at = rows[x].to_numpy(dtype=float)
+    for name, (colour, marker) in MARKS.items():
+        error = None if name == "implicit" else 2 * rows[f"{name}_se"].to_numpy()
+        ax.errorbar(
+            at * NUDGES.get(name, 1.0), rows[name].to_numpy(), yerr=error,
+            fmt=marker, color=colour, markersize=4, markerfacecolor="white",
+            elinewidth=0.9, capsize=1.5, label=name + (" ± 2 SE" if error is not None else ""),
+        )  # fmt: skip
+
+
+def _whole_ticks(ax: Axes, rows: pd.DataFrame) -> None:
+    ticks = [t for t in (10, 20, 40, 80, 160) if t <= rows.steps.max()]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
