@@ -23,12 +23,14 @@ TIME = 12.0
 SIZES = (0.08, 0.04, 0.02, 0.01)
 KINDS = {
     "all rows": {},
-    "10 of 40 rows": {"rows": 10},
+    "10 rows, in passes": {"rows": 10},
+    "10 rows, at random": {"rows": 10, "replacement": True},
     "preconditioned": {"preconditioned": True, "decay": 0.95},
 }
 LOOKS = {
     "all rows": ("posterior", "o"),
-    "10 of 40 rows": ("stochastic", "X"),
+    "10 rows, in passes": ("stochastic", "X"),
+    "10 rows, at random": ("no_pooling", "^"),
     "preconditioned": ("reptile", "P"),
 }
 
@@ -117,7 +119,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for ax in (left, right):
             ax.axhline(0, color="black", linewidth=0.6)
         figure.legend(
-            *right.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
+            *right.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
         )
     return figure
 
@@ -126,7 +128,7 @@ def _panel(ax: Axes, table: pd.DataFrame, column: str, label: str) -> None:
     for place, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
         role, marker = LOOKS[str(kind)]
         grouped = rows.groupby("step")[column]
-        at = np.array(list(grouped.groups)) * 1.06 ** (place - 1)
+        at = np.array(list(grouped.groups)) * 1.06 ** (place - 1.5)
         middle = grouped.median().to_numpy()
         low, high = grouped.min().to_numpy(), grouped.max().to_numpy()
         ax.errorbar(
