@@ -1,0 +1,101 @@
+"""Separate forward and backward paths through stochastic gradient descent, against shared ones.
+
+Cho (2019) asks for the slope of the query loss from one minibatch path and its pullback along
+another. That is the gradient of g(E_z θ_z), the loss at the mean of all paths. Here it is compared
+with K paths that meet their own slope, on tasks where all answers are known without drawing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from studies._framework import Result
+from studies.two_paths import figures, measure
+from studies.two_paths.figures import select
+
+QUESTION = "What do separate forward and backward paths change in a stochastic meta-gradient?"
+QUICK = measure.Size(
+    paths=(2, 8, 16), draws=2000, repeats=200, starts=5, runs=2, copies=10, steps=10, settled=5
+)
+ASYMPTOTIC = 8
+"""From so many paths on a power is fitted."""
+
+
+def run(quick: bool, device: str) -> Result:
+    """The measurements, one under the other."""
+    size = QUICK if quick else measure.Size()
+    parts = (
+        *(measure.quadratic, measure.poisson, measure.starts),
+        *(measure.descents, measure.minima),
+    )
+    table = pd.DataFrame([row for part in parts for row in part(size, device)])
+    table = table.astype(dict.fromkeys(["paths", "ahead", "estimates", "start", "run"], "Int64"))
+    slopes = {rule: slope(table, rule)[0] for rule in measure.RULES}
+    return Result(
+        table,
+        {
+            "two_paths": figures.estimators(table, slopes),
+            "two_paths_descent": figures.descent(table),
+        },
+    )
+
+
+def headline(table: pd.DataFrame) -> str:
+    """Bias, variance, the power of K, and where descent ends, from the table."""
+    squares, curved = (select(table, panel=p) for p in ("quadratic", "poisson"))
+    few, many = int(squares.paths.min()), int(squares.paths.max())
+    shared = select(squares, rule="shared").set_index("paths").bias
+    separate = squares[squares.rule != "shared"]
+    ratio = _over(squares, "variance", "split halves", "every pair")
+    cost, curved_cost = (_over(rows, "rmse", "every pair", "shared") for rows in (squares, curved))
+    others = select(table, panel="starts")
+    known, biases = others.variance_ratio, others.bias_ratio.dropna()
+    powers = ", ".join(
+        f"{rule} {slope(table, rule)[0]:.3f} ± {2 * slope(table, rule)[1]:.3f}"
+        for rule in measure.RULES
+    )
+    last = select(curved, paths=many).set_index("rule").bias
+    ends = select(table, panel="descent")
+    place = ends.groupby(["rule", "paths"])[["loss_at_mean", "spread"]].mean()
+    apart, alike = place.loc[("every pair", 4)], place.loc[("mean loss", 1)]
+    return (
+        f"Squared errors: for ∇g(E θ) shared paths are off by {shared[few]:.0%} of its length with "
+        f"{few} and {shared[many]:.1%} with {many} paths, as predicted (within "
+        f"{select(squares, rule='shared').largest_z.max():.1f} standard errors), separate ones by "
+        f"nothing (within {separate.largest_z.max():.1f}); at equal draws every pair has "
+        f"{ratio.min():.2f} to {ratio.max():.2f} times less variance than split halves (predicted "
+        f"at {len(known)} other starts: {known.min():.2f} to {known.max():.2f}). Poisson losses: "
+        f"every rule is biased, by the number of paths averaged ahead to the power of {powers}; "
+        f"with {many} paths by {last['shared']:.1%}, {last['split halves']:.1%} and "
+        f"{last['every pair']:.1%} (at {len(biases)} other starts shared paths by "
+        f"{biases.min():.2g} to {biases.max():.2g}, in the median {biases.median():.2g} times as "
+        f"much as split halves). The root-mean-square error of every pair is {cost.min():.2f} to "
+        f"{cost.max():.2f} times that of shared paths on squared errors, {curved_cost.min():.2f} "
+        f"to {curved_cost.max():.2f} times on Poisson losses. Descent ends where each rule's own "
+        f"objective is least (within {ends.largest_z.max():.1f} standard errors): separate paths "
+        f"leave g(E θ) at {apart.loss_at_mean:.3g} nats, the mean loss at "
+        f"{alike.loss_at_mean:.3g}, but the spread of the ends, which separate paths do not see, "
+        f"adds {apart.spread:.3g} instead of {alike.spread:.3g}."
+    )
+
+
+def _over(rows: pd.DataFrame, column: str, one: str, other: str) -> pd.Series:
+    """By the number of paths, a column of one rule over that of another."""
+    above, below = (select(rows, rule=r).set_index("paths")[column] for r in (one, other))
+    return pd.Series(above / below)
+
+
+def slope(table: pd.DataFrame, rule: str) -> tuple[float, float]:
+    """The power that a rule's bias on Poisson losses goes with, and its standard error.
+
+    Of the number of paths at whose mean the slope is taken: weighted least squares of log on log,
+    from `ASYMPTOTIC` paths on.
+    """
+    part = select(table, panel="poisson", rule=rule)
+    part = part[part.paths >= ASYMPTOTIC]
+    bias, error = (part[name].to_numpy(dtype=float) for name in ("bias", "bias_error"))
+    x, weight = np.log(part.ahead.to_numpy(dtype=float)), (bias / error) ** 2
+    x = x - np.average(x, weights=weight)
+    total = float((weight * x**2).sum())
+    return float((weight * x * np.log(bias)).sum() / total), total**-0.5
