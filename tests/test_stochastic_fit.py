@@ -52,7 +52,8 @@ def family(seed: int = 3, tasks: int = 6) -> bm.TaskFamily:
 
 def line() -> bm.Model:
     module = nn.Linear(1, 1)
-    nn.init.zeros_(module.weight), nn.init.ones_(module.bias)
+    nn.init.zeros_(module.weight)
+    nn.init.ones_(module.bias)
     return bm.Model(module, likelihoods.Gaussian())
 
 
