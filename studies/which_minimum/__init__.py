@@ -54,16 +54,17 @@ def headline(table: pd.DataFrame) -> str:
         f"Score lies within {score.max():.1f} standard errors of the exact d/dθ₀ E[g] in all "
         f"{len(rows)} cases and pathwise within {pathwise.max():.1f} in the {len(early)} with "
         f"T = {early.steps.iloc[0]} steps, but with T = {late.steps.iloc[0]} pathwise misses it by "
-        f"more than 5 of its own in {(lost > 5).sum()} of {len(late)}: unbiased, yet of an exact "
-        f"sd of up to {late.pathwise_sd.max():,.0f} a path (score {late.score_sd.max():.2g}) that "
-        f"{int(late.paths.iloc[0]):,} paths do not show. "
+        f"more than 5 of its own in {(lost > 5).sum()} of {len(late)}: its exact sd, up to "
+        f"{late.pathwise_sd.max():,.0f} a path (score {late.score_sd.max():.2g}), comes from paths "
+        f"so rare that {int(late.paths.iloc[0]):,} need not hold one. "
         f"There the implicit gradient is {from_location.median():.2g} from the location part in "
         f"the median ({from_location[cold].median():.1g} at "
         f"τ = {late.temperature.min():g}), and {from_total.median():.2g} from the total in the "
         f"{len(moving)} cases where the probability part is over a tenth of it (its median share "
         f"there: {100 * share.median():.0f} %). "
         f"Noise smooths a jump of the deterministic objective as the normal predicted, of sd "
-        f"√(τ(κ − λ))/κ for small steps, κ = −f''(θ₀), within {100 * (smoothed(rows) - 1).abs().max():.1g} %."
+        f"√(τ(κ − λ))/κ for small steps, κ = −f''(θ₀), "
+        f"within {100 * (smoothed(rows) - 1).abs().max():.1g} %."
     )
 
 

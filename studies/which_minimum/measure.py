@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from studies.which_minimum.estimates import RULES, estimate, implicit
-from studies.which_minimum.exact import expected, propagate, split
+from studies.which_minimum.exact import Split, expected, propagate, split
 from studies.which_minimum.moments import moments
 from studies.which_minimum.problem import Problem
 
@@ -60,14 +60,14 @@ def curves(size: Size) -> Iterator[Row]:
     """Exact, along θ₀: all temperatures over all minima, and around the jump early and late."""
     for tau in size.temperatures:
         for theta0 in np.linspace(*WIDE, size.curve).tolist():
-            yield exact(replace(PROBLEM, steps=size.late), theta0, tau) | {"panel": "wide"}
+            yield exact(replace(PROBLEM, steps=size.late), theta0, tau)[0] | {"panel": "wide"}
     for steps in (size.early, size.late):
         for theta0 in np.linspace(*NEAR, size.curve // 2).tolist():
-            yield exact(replace(PROBLEM, steps=steps), theta0, shown(size)) | {"panel": "near"}
+            yield exact(replace(PROBLEM, steps=steps), theta0, shown(size))[0] | {"panel": "near"}
 
 
 def points(size: Size, device: str) -> Iterator[Row]:
-    """Exact and estimated."""
+    """Exact and estimated; the implicit gradients of the minima are weighted by P_b."""
     cases = [
         (tau, theta0, steps)
         for steps in (size.early, size.late)
@@ -79,11 +79,14 @@ def points(size: Size, device: str) -> Iterator[Row]:
         problem = replace(PROBLEM, steps=steps)
         panel = "steps" if steps in size.sweep else "point"
         paths = size.paths if steps <= size.early else size.paths_late
-        row = exact(problem, theta0, tau) | {"panel": panel, "paths": paths}
+        row, parts = exact(problem, theta0, tau)
+        at_minima = implicit(problem, theta0, parts.minima)
+        row |= {"panel": panel, "paths": paths, "implicit": float(parts.probability @ at_minima)}
         of_one = moments(problem, theta0, tau)
         for rule in RULES:
             found = estimate(problem, theta0, tau, rule, paths=paths, seed=seed, device=device)
-            row |= {rule: found.mean, f"{rule}_se": found.se, f"{rule}_sd": of_one[rule].sd}
+            row |= {rule: found.mean, f"{rule}_se": found.se}
+            row |= {f"{rule}_bias": of_one[rule].mean - row["total"], f"{rule}_sd": of_one[rule].sd}
         yield row
 
 
@@ -92,13 +95,12 @@ def shown(size: Size) -> float:
     return size.temperatures[min(1, len(size.temperatures) - 2)]
 
 
-def exact(problem: Problem, theta0: float, temperature: float) -> Row:
-    """E[g], its derivative and its parts; the library's implicit gradient, weighted by P_b."""
+def exact(problem: Problem, theta0: float, temperature: float) -> tuple[Row, Split]:
+    """E[g], its derivative and its parts."""
     law = propagate(problem, theta0, temperature)
     value, total = expected(problem, law)
     parts = split(problem, law, problem.stationary(theta0))
-    at_minima = implicit(problem, theta0, parts.minima)
-    return {
+    row = {
         "temperature": temperature,
         "theta0": theta0,
         "steps": problem.steps,
@@ -107,9 +109,9 @@ def exact(problem: Problem, theta0: float, temperature: float) -> Row:
         "total": total,
         "location": parts.by_location,
         "probability": parts.by_probability,
-        "implicit": float(parts.probability @ at_minima),
         "steepest": float(parts.probability_slope.abs().max()),
     }
+    return row, parts
 
 
 def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
