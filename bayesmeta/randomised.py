@@ -93,7 +93,7 @@ def two_path(
 
         min_{θ₀} Σ_i g_i(E_z θ_z),    gradient (E_z J_z)ᵀ ∇g_i(E_z θ_z)
 
-    (K. Cho, 2019: one path forward, another one backward.) See `SeparatePaths`.
+    (K. Cho, a blog note of 2019: one path forward, another one backward.) See `SeparatePaths`.
 
     Args:
         forward, backward: paths per task and outer step whose mean is evaluated, and that are
@@ -125,6 +125,8 @@ def _stochastic(algorithm: str | Algorithm, **numbers: Any) -> Algorithm:
             f"there is no algorithm {unknown[0]!r}: use {', '.join(STOCHASTIC)}, several joined by "
             '"+", or an object such as bm.methods.SGLD()'
         )
+    if len(set(names)) < len(names):
+        raise InputError(f"algorithm={algorithm!r} names one twice: name each once")
     chosen = [replace(STOCHASTIC[name], **numbers) for name in names]
     if len(chosen) > 1:
         return Mixture(tuple(chosen))

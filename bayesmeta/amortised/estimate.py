@@ -29,6 +29,8 @@ START_SD = 0.3
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 500
 CHUNK = 2000
+LARGEST = 3_000_000
+"""Numbers of all runs of the tasks that are adapted together: weights, and data once per run."""
 SHARED_LR = 0.01
 Sets = tuple[TaskBatch, TaskBatch]
 
@@ -138,10 +140,13 @@ def _search(fit: _Fit) -> Trace:
     if optimiser == "auto":
         exact = fit.deterministic and method.exact_gradient
         optimiser = "quasi-newton" if exact else "adam"
-    if optimiser == "quasi-newton" and not fit.deterministic:
+    asked = 'optimiser="quasi-newton"' if optimiser == "quasi-newton" else None
+    if method.noise == "common" and (method.stochastic or method.posterior.form.name != "point"):
+        asked = 'noise="common"'
+    if asked is not None and not fit.deterministic:
         raise InputError(
-            'optimiser="quasi-newton" needs the same M at every step: leave batch= out, use '
-            'Validation(fresh=False) or support=None, and noise="common" for a Gaussian Q_i'
+            f"{asked} needs the same M at every step: leave batch= out, use Validation(fresh=False)"
+            ' or support=None, and noise="common" for a Gaussian Q_i or a random algorithm'
         )
     fixed = fit.drawn(fit.everyone, split) if fit.deterministic else None
     if optimiser == "quasi-newton":
@@ -231,15 +236,19 @@ def adapted(
     step = MetaStep(problem.model, problem.prior, problem.method, family)
     free = {k: v.detach() for k, v in problem.prior.free.items()}
     parts, evidence, results = [], [], []
-    for index in torch.arange(len(family)).split(CHUNK):
+    for index in torch.arange(len(family)).split(_together(problem, step, family)):
         some = family if len(index) == len(family) else family.subset(index)
         params = step.params(free, shared, len(some))
         with torch.no_grad():
             noise = step.noise(some.batch(), free["mean"], problem.generator, _samples(step))
-            parts.append(step.adapt(params, some.batch(), noise))
+            posterior, reached = step.adapt(params, some.batch(), noise)
+            parts.append(posterior)
             seen = query if query is None or some is family else query.subset(index)
             value, ended = _values(problem, step, params, some, seen)
         evidence.append(value)
+        if step.method.stochastic:  # a run that broke is in Q_i all the same, where it stood
+            pairs = zip(ended, reached.results(), strict=True)
+            ended = [run if run is Result.nonfinite else result for result, run in pairs]
         results += ended
     return _joined(parts), -torch.cat(evidence), results
 
@@ -291,7 +300,7 @@ def _valued(
     if step.method.stochastic:
         many = step.noise(both[0], params["anchor"]["mean"], problem.generator, _samples(step))
         assert isinstance(many, Paths)
-        return step.values(params, *both, many), report.result
+        return _unweighted(step).values(params, *both, many), report.result
     return _averaged(problem, step, params, both, outcome.adapted.theta), report.result
 
 
@@ -299,15 +308,30 @@ def _averaged(
     problem: Problem, step: MetaStep, params: Params, both: Sets, theta: Tensor
 ) -> Tensor:
     """(task,) M_i at β = 1, a Gaussian Q_i by as many draws as the evidence of a free one."""
-    objective = step.method.objective
-    if isinstance(objective, Variational):
-        objective = replace(objective, beta=1.0)
-    many = step.using(replace(step.method, objective=objective, draws=EVIDENCE_DRAWS))
+    step = _unweighted(step)
+    many = step.using(replace(step.method, draws=EVIDENCE_DRAWS))
     rounds = 1 if step.method.posterior.form.name == "point" else EVIDENCE_ROUNDS
     noises = (many.noise(both[0], theta, problem.generator) for _ in range(rounds))
     with torch.no_grad():
         values = [many.loss(theta[None], params, *both, noise)[0] / rounds for noise in noises]
     return torch.stack(values).sum(0)
+
+
+def _together(problem: Problem, step: MetaStep, family: TaskFamily) -> int:
+    """Tasks to adapt at a time: all their runs are in memory at once."""
+    runs = _samples(step)
+    if runs is None or not step.method.stochastic:
+        return CHUNK
+    numbers = sum(t[0].numel() for t in family.tensors.values()) + problem.model.dim
+    return max(1, min(CHUNK, LARGEST // (runs * numbers)))
+
+
+def _unweighted(step: MetaStep) -> MetaStep:
+    """The step with β = 1, the only one that bounds the evidence."""
+    objective = step.method.objective
+    if not isinstance(objective, Variational):
+        return step
+    return step.using(replace(step.method, objective=replace(objective, beta=1.0)))
 
 
 def _samples(step: MetaStep) -> int | None:

@@ -211,13 +211,15 @@ class MetaStep:
 
     def adapt(
         self, params: Params, batch: TaskBatch, noise: Tensor | Paths
-    ) -> Gaussian | Empirical:
-        """Q_i of tasks by the method's own algorithm, all rows support."""
+    ) -> tuple[Gaussian | Empirical, Adapted]:
+        """Q_i of tasks by the method's own algorithm, all rows support, and how it ended."""
         if isinstance(noise, Paths):
             ends = [(g, self._run(g, params, batch)) for g in noise.groups]
-            return Empirical(_gathered(ends, noise.draws, len(batch))[1])
+            adapted, theta = _gathered(ends, noise.draws, len(batch))
+            return Empirical(theta), adapted
         problem = self.build(batch)(params)
-        return self.posterior(problem, adapt(problem, self.algorithm).theta)
+        adapted = adapt(problem, self.algorithm)
+        return self.posterior(problem, adapted.theta), adapted
 
     def noise(
         self,

@@ -120,6 +120,7 @@ def length(a: Sample, b: Sample) -> Length:
 def _interval(gap: float, square: float, along: float) -> tuple[float, float]:
     """Roots x of (gap − x²)² = 1.96² (2 square + 4x² along)."""
     z = NORMAL**2
+    gap = max(gap, 0.0)  # below the noise's own length there would be no x at all
     middle = gap + 2 * z * along
     half = math.sqrt(max(0.0, middle**2 - gap**2 + 2 * z * square))
     low, high = middle - half, middle + half

@@ -90,7 +90,9 @@ class SeparatePaths(Rule):
     a product of two expectations: θ̄ is the mean of `forward` paths and J that of `backward` other
     ones. With every_pair all F + B paths are used both ways: path k pulls back ∇g at the mean of
     all paths but k. Unbiased for E[∇g(θ̄)] E[J], so for ∇g(E θ_z) where ∇g is linear; elsewhere off
-    by O(Var θ̄), which falls as 1/F. A path that met its own slope would add Cov(J, ∇g).
+    by O(Var θ̄), which falls as 1/F. A path that met its own slope would add Cov(J, ∇g). M itself,
+    and ψ where g holds it (a learned noise sd), are taken at θ̄ too, and are off by
+    ½ tr(∇²g Cov θ_z)/F, F + B − 1 in its place for every_pair, also where ∇g is linear.
 
     Args:
         forward, backward: paths per task and step.
@@ -99,8 +101,8 @@ class SeparatePaths(Rule):
         checkpoint: as in `Unrolled`.
 
     References:
-        Cho (2019), "A short note on the gradient of stochastic meta-learning", two draws; the mean
-        over several and every_pair are ours.
+        K. Cho's blog note of 2019 on stochastic inner loops, which has one step and two draws; the
+        mean over several paths and every_pair are ours.
     """
 
     forward: int = 1

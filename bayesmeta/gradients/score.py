@@ -30,8 +30,9 @@ class Score(Rule):
     Memory is flat in the number of steps but for their θ, which are kept.
 
     References:
-        Williams (1992), "Simple statistical gradient-following algorithms", theorem 1; the
-        leave-one-out baseline is that of Kool, van Hoof and Welling (2019), eq. 8.
+        Williams (1992), "Simple statistical gradient-following algorithms", for a sum over steps
+        section 5; the leave-one-out baseline is that of Kool, van Hoof and Welling (2019), "Buy 4
+        REINFORCE samples, get a baseline for free!".
     """
 
     def adapt(self, build: Build, params: Params, algorithm: Algorithm) -> tuple[Adapted, Pullback]:

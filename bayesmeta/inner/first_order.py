@@ -156,20 +156,24 @@ class Nesterov(Minibatched):
         return self.condition is not None
 
     def init(self, problem: InnerProblem, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return theta, torch.ones_like(theta[:, :1])
+        return torch.zeros_like(theta), torch.ones_like(theta[:, :1])
 
     def step(
         self, problem: InnerProblem, theta: Tensor, gradient: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        before, age = state
+        # How far θ was extrapolated, not x: a cut of the path holds the one and moves the other.
+        ahead, age = state
+        before = theta - ahead
         now = theta - step_size(problem, self.lr, self.per) * gradient
         if self.condition is not None:
             root = self.condition**0.5
-            return now + (root - 1) / (root + 1) * (now - before), (now, age)
+            ahead = (root - 1) / (root + 1) * (now - before)
+            return now + ahead, (ahead, age)
         uphill = (gradient * (now - before)).sum(-1, keepdim=True) > 0
         age = torch.where(uphill, 1.0, age)
         older = 0.5 * (1 + (1 + 4 * age.square()).sqrt())
-        return now + (age - 1) / older * (now - before), (now, older)
+        ahead = (age - 1) / older * (now - before)
+        return now + ahead, (ahead, older)
 
 
 @dataclass(frozen=True)

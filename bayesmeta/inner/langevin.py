@@ -24,7 +24,8 @@ class SGLD(Minibatched):
     RMSProp has it; the term with the derivative of D is left out, as is usual.
 
     Args:
-        lr: ε, in squared units of θ per nat; per="row" divides it by n_i, see `GradientDescent`.
+        lr: ε, in squared units of θ per nat (preconditioned: in units of θ); per="row" divides it
+            by n_i, see `GradientDescent`.
         steps: how many.
         temperature: τ; 1 samples, smaller values cling to the minima.
         per: "row" or "task".
@@ -37,7 +38,9 @@ class SGLD(Minibatched):
     References:
         Welling and Teh (2011), "Bayesian Learning via Stochastic Gradient Langevin Dynamics", eq. 4
         (whose ε is 2ε here).
-        Li, Chen, Carlson and Carin (2016), "Preconditioned SGLD", algorithm 1 (v starts at g²).
+        Li, Chen, Carlson and Carin (2016), "Preconditioned SGLD", algorithm 1, where v is of the
+        mean likelihood gradient of a minibatch; here it is of ∇F, the anchor and all rows in it,
+        and starts at the first (∇F)².
     """
 
     lr: float = 0.01

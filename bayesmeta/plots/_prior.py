@@ -108,7 +108,8 @@ def prior_caption(fit: Fit, coordinate: str | int = 0, **_: Any) -> str:
     data = read(fit, at, no_pooling=False)
     text = f"{label(fit, at)}: prior N({number(data.prior_mean)}, {number(data.prior_sd)}²)"
     if data.prior_sd == 0.0:
-        return text + ", a single value that all tasks share."
+        same = np.ptp(data.mean) == 0
+        return f"{text}, {'a single value that all tasks share' if same else 'where tasks start'}."
     inside = float(np.mean(np.abs(data.mean - data.prior_mean) <= z(0.5) * data.prior_sd))
     average = float(np.sqrt(np.mean(data.sd**2 + (data.mean - data.mean.mean()) ** 2)))
     return (

@@ -20,7 +20,8 @@ class Algorithmic:
         anchored: whether the algorithm descends on f_i + ½‖θ − θ₀‖²_Λ, or on f_i alone, where the
             prior enters through the start only.
         lam: λ of papers for an anchored one, as in `Proximal`; None: the prior's own Λ.
-        samples: how many runs stand for Q_i in a fit, where the algorithm is stochastic.
+        samples: how many runs stand for Q_i in a fit, where the algorithm is stochastic, and for M
+            at the end: g at their mean is above g(E_z θ_z) by ½ tr(∇²g Cov θ_z)/samples.
     """
 
     anchored: bool = False
