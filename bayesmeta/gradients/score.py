@@ -27,6 +27,12 @@ from bayesmeta.results import Result
 class Score(Rule):
     """The likelihood-ratio gradient over several paths, each with the others' mean as baseline.
 
+    For paths that end in different minima. Which one they reach is decided on the barrier between
+    them, where the derivative of a path grows without bound: `Unrolled` is unbiased there too, but
+    of a variance that grows exponentially with the steps, carried by paths so rare that the others
+    look as if θ₀ moved the minima only (`python -m studies run which_minimum`). Where there is one
+    minimum to go to, unrolled paths are the better ones by far.
+
     Memory is flat in the number of steps but for their θ, which are kept.
 
     References:
