@@ -7,8 +7,8 @@ for both families. The other three that are new to every start differ in one num
 the training.
 
 The outer step size is one with which all methods train: with 0.02, in 350 steps, one start of
-separate paths was thrown far out by steep gradients early on, on one of three partitions of the chicks, and
-no start of another method was.
+separate paths was thrown far out by steep gradients early on, on one of three partitions of the
+chicks, and no start of another method was.
 """
 
 from __future__ import annotations
