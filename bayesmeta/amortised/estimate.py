@@ -244,7 +244,7 @@ def adapted(
             posterior, reached = step.adapt(params, some.batch(), noise)
             parts.append(posterior)
             seen = query if query is None or some is family else query.subset(index)
-            value, ended = _values(problem, step, params, some, seen)
+            value, ended = _values(problem, step, params, some, seen, posterior)
         evidence.append(value)
         if step.method.stochastic:  # a run that broke is in Q_i all the same, where it stood
             pairs = zip(ended, reached.results(), strict=True)
@@ -259,12 +259,14 @@ def _values(
     params: Params,
     family: TaskFamily,
     query: TaskFamily | None,
+    posterior: Gaussian | Empirical,
 ) -> tuple[Tensor, list[Result]]:
     """M_i (task,), NaN for tasks with too few rows to split, and how each task's solves went."""
     objective = problem.method.objective
     support = objective.support if isinstance(objective, Validation) else None
     if support is None or query is not None:
-        return _valued(problem, step, params, family, query)
+        ends = getattr(posterior, "draws", None)  # of runs on all rows, which are the support
+        return _valued(problem, step, params, family, query, ends)
     enough = splittable(family, support)
     if bool(enough.all()):
         return _valued(problem, step, params, family, query)
@@ -289,6 +291,7 @@ def _valued(
     params: dict[str, dict[str, Tensor]],
     family: TaskFamily,
     query: TaskFamily | None,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, list[Result]]:
     """M_i (task,) at β = 1 and by many draws, and how each task's solves went."""
     both = sets(family, problem.method, problem.generator, query)
@@ -298,9 +301,12 @@ def _valued(
     if isinstance(step.method.objective, Evidence):
         return outcome.values, report.result
     if step.method.stochastic:
-        many = step.noise(both[0], params["anchor"]["mean"], problem.generator, _samples(step))
-        assert isinstance(many, Paths)
-        return _unweighted(step).values(params, *both, many), report.result
+        if ends is None:
+            many = step.noise(both[0], params["anchor"]["mean"], problem.generator, _samples(step))
+            runs = step.adapt(params, both[0], many)[0]
+            assert isinstance(runs, Empirical)
+            ends = runs.draws
+        return _unweighted(step).values(params, *both, ends), report.result
     return _averaged(problem, step, params, both, outcome.adapted.theta), report.result
 
 

@@ -202,12 +202,10 @@ class MetaStep:
         force = problem.force(adapted.theta).norm(dim=-1)
         return Outcome(values.mean(0), gradients, adapted, force, solved)
 
-    def values(self, params: Params, support: TaskBatch, query: TaskBatch, noise: Paths) -> Tensor:
-        """(task,) M_i by the paths given, without its gradient."""
-        ends = [(g, self._run(g, params, support)) for g in noise.groups]
-        _, theta = _gathered(ends, noise.draws, len(support))
+    def values(self, params: Params, support: TaskBatch, query: TaskBatch, theta: Tensor) -> Tensor:
+        """(task,) M_i by the ends θ (path, task, dim) of paths, without its gradient."""
         points = theta if self.method.at == "draws" else theta.mean(0, keepdim=True)
-        return self.loss(points, params, support, query, noise).mean(0)
+        return self.loss(points, params, support, query, points.new_zeros(0)).mean(0)
 
     def adapt(
         self, params: Params, batch: TaskBatch, noise: Tensor | Paths

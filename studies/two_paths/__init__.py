@@ -48,7 +48,7 @@ def headline(table: pd.DataFrame) -> str:
     shared = select(squares, rule="shared").set_index("paths").bias
     separate = squares[squares.rule != "shared"]
     ratio = _over(squares, "variance", "split halves", "every pair")
-    cost, curved_cost = (_over(rows, "rmse", "every pair", "shared") for rows in (squares, curved))
+    curved_cost = _over(curved, "rmse", "every pair", "shared")
     others = select(table, panel="starts")
     known, biases = others.variance_ratio, others.bias_ratio.dropna()
     powers = ", ".join(
@@ -59,24 +59,23 @@ def headline(table: pd.DataFrame) -> str:
     ends = select(table, panel="descent")
     place = ends.groupby(["rule", "paths"])[["loss_at_mean", "spread"]].mean()
     apart, alike = place.loc[("every pair", 4)], place.loc[("mean loss", 1)]
+    off = select(squares, rule="shared").largest_z.max()
     return (
-        f"Squared errors: for ∇g(E θ) shared paths are off by {shared[few]:.0%} of its length with "
-        f"{few} and {shared[many]:.1%} with {many} paths, as predicted (within "
-        f"{select(squares, rule='shared').largest_z.max():.1f} standard errors), separate ones by "
-        f"nothing (within {separate.largest_z.max():.1f}); at equal draws every pair has "
-        f"{ratio.min():.2f} to {ratio.max():.2f} times less variance than split halves (predicted "
-        f"at {len(known)} other starts: {known.min():.2f} to {known.max():.2f}). Poisson losses: "
-        f"every rule is biased, by the number of paths averaged ahead to the power of {powers}; "
-        f"with {many} paths by {last['shared']:.1%}, {last['split halves']:.1%} and "
-        f"{last['every pair']:.1%} (at {len(biases)} other starts shared paths by "
-        f"{biases.min():.2g} to {biases.max():.2g}, in the median {biases.median():.2g} times as "
-        f"much as split halves). The root-mean-square error of every pair is {cost.min():.2f} to "
-        f"{cost.max():.2f} times that of shared paths on squared errors, {curved_cost.min():.2f} "
-        f"to {curved_cost.max():.2f} times on Poisson losses. Descent ends where each rule's own "
-        f"objective is least (within {ends.largest_z.max():.1f} standard errors): separate paths "
-        f"leave g(E θ) at {apart.loss_at_mean:.3g} nats, the mean loss at "
-        f"{alike.loss_at_mean:.3g}, but the spread of the ends, which separate paths do not see, "
-        f"adds {apart.spread:.3g} instead of {alike.spread:.3g}."
+        f"For ∇g(E θ) of squared errors shared paths are off by {shared[few]:.0%} of its length "
+        f"with {few} and {shared[many]:.1%} with {many} paths (within {off:.1f} standard errors of "
+        f"the prediction), and separate ones within {separate.largest_z.max():.1f} of 0; every "
+        f"pair has {ratio.min():.2f} to {ratio.max():.2f} times less variance than split halves at "
+        f"equal draws (predicted at {len(known)} other starts: {known.min():.2f} to "
+        f"{known.max():.2f}). For Poisson losses every rule is biased, by the number of paths "
+        f"averaged ahead to the power of {powers}: with {many} paths by {last['shared']:.1%}, "
+        f"{last['split halves']:.1%} and {last['every pair']:.1%} (shared paths by "
+        f"{biases.min():.2g} to {biases.max():.2g} times as much as split halves at {len(biases)} "
+        f"other starts), with {curved_cost.min():.2f} to {curved_cost.max():.2f} times the error "
+        f"of shared paths for every pair. Descent ends where each rule's own objective is least "
+        f"(within {ends.largest_z.max():.1f} standard errors): separate paths leave g(E θ) at "
+        f"{apart.loss_at_mean:.3g} nats and the mean loss at {alike.loss_at_mean:.3g}, but the "
+        f"spread of the ends, which separate paths do not see, adds {apart.spread:.3g} in place of "
+        f"{alike.spread:.3g}."
     )
 
 
