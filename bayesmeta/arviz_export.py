@@ -51,7 +51,7 @@ def to_arviz(fit: Fit, *, draws: int = 1000, seed: int = 0) -> Any:
 
     Args:
         fit: a fit.
-        draws: draws per group.
+        draws: draws per group; of a random algorithm's Q_i never more than its runs.
         seed: of the draws.
 
     Returns:
@@ -102,6 +102,9 @@ def groups(fit: Fit, *, draws: int, seed: int) -> tuple[dict[str, xr.Dataset], l
     if draws < 1:
         raise InputError(f"draws must be at least 1, not {draws}")
     per_row = fit.model.likelihood is not None and "y" in fit.family.tensors
+    runs = getattr(fit.posterior, "draws", None)
+    if runs is not None:  # repeating them would look like more than is known
+        draws = min(draws, len(runs))
     draws, per_row_kept, notes = _affordable(fit, draws, per_row)
     generator = _generator(seed)
     theta = _array(fit.posterior.sample(draws, generator))

@@ -16,10 +16,11 @@ from bayesmeta.adapting import check_values
 from bayesmeta.amortised import estimate as amortised
 from bayesmeta.amortised.meta_gradient import prepared
 from bayesmeta.choosing import checked_prior, checked_query, choose, default_prior
-from bayesmeta.fitted import Fit, evidence_kind, flags
+from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
+from bayesmeta.judging import evidence_kind, flags
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback
@@ -156,7 +157,8 @@ def _refuse_wrong_types(model: Any, family: Any, method: Any, prior: Any) -> Non
         ("prior", prior, Prior | None, 'bm.Prior("diagonal")'),
     ):
         if not isinstance(value, kind):
-            raise InputError(f"{name} is a {type(value).__name__}: give {how}")
+            hint = "fit.fitted_prior, with its form" if isinstance(value, Named) else how
+            raise InputError(f"{name} is a {type(value).__name__}: give {hint}")
 
 
 def _initialise(model: Model, family: TaskFamily) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from bayesmeta.adapting import adapt_tasks, vague_estimates
 from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.loop import Algorithm
+from bayesmeta.judging import evidence_kind, flags, unknown_notes
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.objective import Evidence, Validation
+from bayesmeta.objective import Evidence
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
-from bayesmeta.results import Flag, InputError, Result
+from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskFamily
 
@@ -168,12 +169,16 @@ class Fit:
         family = family.to(device=mean.device, dtype=mean.dtype)
         return family if self.standardisation is None else self.standardisation.apply(family)
 
-    def adapt(self, family: Any, *, seed: int | None = None) -> Fit:
-        """Posteriors of unseen tasks under this prior and ψ, by the same algorithm.
+    def adapt(
+        self, family: Any, *, seed: int | None = None, algorithm: Algorithm | None = None
+    ) -> Fit:
+        """Posteriors of unseen tasks under this prior and ψ, by the same algorithm or another.
 
         Args:
-            family: new tasks; a CSV path or DataFrame is read like the fitted table.
+            family: new tasks, adapted to all their rows; a CSV path or DataFrame is read like the
+                fitted table.
             seed: of the noise; the fit's by default.
+            algorithm: in the place of the fit's own, where Q_i is a function of θ₀.
 
         Returns:
             A fit whose `posterior`, `family` and `log_evidence` are those of the new tasks.
@@ -181,20 +186,28 @@ class Fit:
         started = time.perf_counter()
         family = self._same_reading(family, require_response=True)
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        choices = self.choices if algorithm is None else self.choices.adapting_by(algorithm)
+        if algorithm is not None and self.solver != "amortised":
+            raise InputError(
+                f"algorithm= is for fits whose tasks an algorithm adapts, and this one has the "
+                f"{self.solver} solver: leave it out"
+            )
         posterior, evidence, results = adapt_tasks(
-            self.model, self.fitted_prior, self.choices, self.solver, self.internal(family),
-            generator,
-        )  # fmt: skip
+            self.model, self.fitted_prior, choices, self.solver, self.internal(family), generator
+        )
+        notes = [] if family.table in (None, self.family.table) else list(family.table.notes)
+        notes += unknown_notes(evidence, choices)
         evidence = evidence - self._log_units(family)
         return replace(
             self,
             family=family,
+            choices=choices,
             posterior=Named(self.model.names, posterior, family.names),
             log_evidence=float(evidence.sum()),
-            evidence_kind=evidence_kind(self.solver, self.choices),
+            evidence_kind=evidence_kind(self.solver, choices),
             task_evidence=evidence,
-            flagged=flags(family.names, results, evidence, self.choices),
-            notes=[] if family.table in (None, self.family.table) else list(family.table.notes),
+            flagged=flags(family.names, results, evidence, choices),
+            notes=notes,
             trace=[],
             seconds=time.perf_counter() - started,
         )
@@ -366,33 +379,3 @@ class Fit:
 
 
 MOST_CORRELATED = 200
-
-
-def evidence_kind(solver: str, method: Method) -> str:
-    """What −M is: the evidence, its approximation, a bound on it, or something else by its name.
-
-    "penalised": the penalised log-likelihood of point Q_i; "validation": the log-likelihood of
-    query rows.
-    """
-    if isinstance(method.objective, Validation):
-        return "validation"
-    if isinstance(method.objective, Evidence):
-        return "laplace" if method.objective.points == 1 else "quadrature"
-    if method.posterior.form.name == "point":
-        return "penalised"
-    return "exact" if solver == "exact" else "bound"
-
-
-def flags(
-    names: Sequence[str], results: Sequence[Result], evidence: Tensor, method: Method
-) -> list[Flag]:
-    """A flag for every task whose own solve did not converge, or whose evidence is not finite."""
-    # A task too short to have query rows has no −M, and nothing wrong with it.
-    unknown = isinstance(method.objective, Validation)
-    finite = (evidence.isfinite() | unknown).tolist()
-    ended = [r if ok else Result.nonfinite for r, ok in zip(results, finite, strict=True)]
-    return [
-        Flag(name, result.sentence)
-        for name, result in zip(names, ended, strict=True)
-        if result is not Result.converged
-    ]

@@ -17,8 +17,11 @@ from bayesmeta.gradients.pathwise import FirstOrder, SeparatePaths, Truncated, U
 from bayesmeta.gradients.score import Score
 from bayesmeta.inner.first_order import Adam, GradientDescent, Momentum, Nesterov, RMSProp
 from bayesmeta.inner.langevin import SGLD
+from bayesmeta.inner.loop import Algorithm
 from bayesmeta.inner.mixture import Mixture
 from bayesmeta.inner.newton import Exact, Kind, Newton, NewtonCG
+from bayesmeta.inner.noise import Minibatched
+from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.inner.quasi_newton import LBFGS
 from bayesmeta.method import Method, Support
 from bayesmeta.objective import Evidence, Validation, Variational
@@ -31,6 +34,7 @@ __all__ = [
     "LBFGS",
     "SGLD",
     "Adam",
+    "Algorithm",
     "Algorithmic",
     "Direct",
     "Evidence",
@@ -39,7 +43,9 @@ __all__ = [
     "Free",
     "GradientDescent",
     "Implicit",
+    "InnerProblem",
     "Method",
+    "Minibatched",
     "Mixture",
     "Momentum",
     "Nesterov",

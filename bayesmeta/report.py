@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
 MOST_COORDINATES = 20
+LARGEST = 1e9  # nats written out in full
 MOST_CORRELATIONS = 6
 MOST_ROWS = 30
 # What is not called an evidence, or not by the name of its kind.
@@ -134,7 +135,10 @@ def _evidence(fit: Fit, nats: float | None) -> str:
     label, how = EVIDENCE.get(kind, ("Log evidence", kind))
     if kind == "quadrature":
         how = f"quadrature, {getattr(fit.choices.objective, 'points', '')} points a weight"
-    value = "not finite" if nats is None else f"{nats:.3f} nats".replace("-", "−")
+    value = "not finite"
+    if nats is not None:
+        form = ".3f" if abs(nats) < LARGEST else ".4g"
+        value = f"{nats:{form}} nats".replace("-", "−")
     solver = "" if fit.solver == "exact" else f", {fit.solver} solver"
     return f"{label:<14}{value} ({how}{solver})"
 

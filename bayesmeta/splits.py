@@ -33,7 +33,7 @@ class Split:
                 "tasks (query=), or support=None to use the same loss for both"
             )
         rows = family.rows
-        self.count = _support_rows(rows, support)
+        self.count = support_rows(rows, support)
         short = (self.count >= rows).nonzero().flatten().tolist()
         if short:
             raise InputError(
@@ -69,10 +69,10 @@ class Split:
 
 def splittable(family: TaskFamily, support: int | float) -> Tensor:
     """(task,) whether a task has rows left for its query set."""
-    return _support_rows(family.rows, support) < family.rows
+    return support_rows(family.rows, support) < family.rows
 
 
-def _support_rows(rows: Tensor, support: int | float) -> Tensor:
+def support_rows(rows: Tensor, support: int | float) -> Tensor:
     """(task,) how many of its rows each task adapts to."""
     count = (rows * support).long() if isinstance(support, float) else torch.tensor(support)
     return count.clamp(min=1).expand(len(rows)).to(rows.device)

@@ -26,11 +26,12 @@ LAYERS = """
     gradients
     posteriors
     objective outer
+    legality
     method
     randomised joint
     methods
     amortised
-    adapting choosing
+    adapting choosing judging
     fitted
     checkpoint
     fit

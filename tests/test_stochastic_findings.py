@@ -107,3 +107,84 @@ def test_a_bias_interval_is_not_empty_where_chance_made_the_difference_short():
     a = torch.randn(50, 300, generator=seeded(7), dtype=F64)
     found = length(Sample.of(a - 0.999 * a.mean(0)), Sample.exact(torch.zeros(300, dtype=F64)))
     assert found.low == 0 and found.high > 0.1
+
+
+def sinusoids(tasks=4, rows=10):
+    family, _ = bm.families.sinusoid(tasks=tasks, rows=rows, generator=seeded())
+    return family, bm.models.mlp((8,), family, bm.likelihoods.Gaussian())
+
+
+def test_runs_that_diverge_are_flagged_though_their_numbers_are_finite():
+    family, model = sinusoids()
+    method = m.stochastic(lr=3.0, steps=15, rows=2, outer_steps=1, samples=20)
+    fit = bm.fit(model, family, method=method)
+    assert {flag.task for flag in fit.flagged} == set(family.names)
+    assert all("diverged" in flag.why and "lower lr=" in flag.why for flag in fit.flagged)
+    calm = bm.fit(model, family, method=m.stochastic(lr=0.01, rows=2, outer_steps=1, samples=20))
+    assert calm.flagged == []
+
+
+def test_minibatches_that_hold_every_row_are_refused_before_the_fit():
+    family, model = sinusoids()
+    for method in (m.stochastic(rows=5), m.two_path(rows=20, support=None)):
+        with pytest.raises(bm.InputError, match="all runs end in the same place: lower rows="):
+            bm.fit(model, family, method=method)
+
+
+def test_a_singular_prior_is_refused_as_an_anchor():
+    family, _ = bm.families.linear_gaussian(tasks=5, rows=6, generator=seeded())
+    model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian())
+    flat = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=F64)
+    prior = bm.Prior("full", learn="none").at(mean=torch.zeros(2, dtype=F64), covariance=flat)
+    for method in (m.stochastic(algorithm="sgld", anchored=True), m.imaml()):
+        with pytest.raises(bm.InputError, match="Σ₀ is singular"):
+            bm.fit(model, family, method=method, prior=prior)
+
+
+def test_a_fitted_start_is_adapted_by_other_algorithms():
+    family, model = sinusoids(tasks=6)
+    fit = bm.fit(model, family, method=m.two_path(lr=0.05, rows=2, outer_steps=3, samples=10))
+    alone = bm.fit(model, family, method=m.maml(lr=0.05, steps=5, outer_steps=3))
+    for algorithm, runs in ((m.Adam(0.01, 4, rows=3), 10), (m.GradientDescent(0.05, 3), None)):
+        new = fit.adapt(family, algorithm=algorithm)
+        assert new.choices.inner == algorithm and torch.equal(new.prior.mean, fit.prior.mean)
+        assert (new.posterior.draws is None) == (runs is None)
+        assert runs is None or new.posterior.draws.shape[0] == runs
+    assert alone.adapt(family, algorithm=m.GradientDescent(0.05, 5)).posterior.mean.equal(
+        alone.adapt(family).posterior.mean
+    )
+    free = bm.fit(model, family, method=m.joint(covariance="diagonal", steps=3))
+    with pytest.raises(bm.InputError, match="free Q_i are not adapted"):
+        free.adapt(family, algorithm=m.Adam())
+
+
+def test_numbers_beside_an_algorithm_object_are_refused():
+    with pytest.raises(bm.InputError, match="lr= is for an algorithm by name"):
+        m.stochastic(algorithm=m.Adam(0.02, 5, rows=3), lr=1.0)
+
+
+def test_an_algorithm_of_ones_own_needs_only_the_attribute_rows_to_be_random():
+    class Plain:
+        steps, tolerance, differentiable, rows = 3, 0.0, True, 2
+
+        def init(self, problem, theta):
+            return ()
+
+        def step(self, problem, theta, gradient, state):
+            return theta - 0.01 * gradient / problem.rows, state
+
+    family, _ = bm.families.linear_gaussian(tasks=3, rows=6, generator=seeded())
+    model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian(scale=1.0))
+    own, ours = (
+        bm.fit(model, family, method=m.stochastic(algorithm=algorithm, outer_steps=1, samples=9))
+        for algorithm in (Plain(), m.GradientDescent(0.005, 3, rows=2))  # 2σ² of the papers' lr
+    )
+    assert torch.allclose(own.posterior.draws, ours.posterior.draws)
+
+
+def test_a_task_without_rows_for_a_query_set_has_its_unknown_evidence_explained():
+    family, model = sinusoids()
+    fit = bm.fit(model, family, method=m.stochastic(rows=2, support=6, outer_steps=1, samples=5))
+    short, _ = bm.families.sinusoid(tasks=2, rows=6, generator=seeded())
+    (note,) = fit.adapt(short).notes
+    assert "2 of 2 tasks have no rows left for a query set" in note

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesmeta.amortised.checks import check_anchor, check_random
 from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep, Outcome
@@ -29,6 +30,7 @@ START_SD = 0.3
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 500
 CHUNK = 2000
+FAILURES = (Result.nonfinite, Result.diverged)
 LARGEST = 3_000_000
 """Numbers of all runs of the tasks that are adapted together: weights, and data once per run."""
 SHARED_LR = 0.01
@@ -39,6 +41,8 @@ class _Fit:
     """The leaf tensors descended on, and M as a function of them."""
 
     def __init__(self, problem: Problem) -> None:
+        check_random(problem.method, problem.family)
+        check_anchor(problem.method, problem.prior)
         self.problem, self.method = problem, problem.method
         self.prior = start_prior(problem)
         self.shared = {
@@ -246,9 +250,9 @@ def adapted(
             seen = query if query is None or some is family else query.subset(index)
             value, ended = _values(problem, step, params, some, seen, posterior)
         evidence.append(value)
-        if step.method.stochastic:  # a run that broke is in Q_i all the same, where it stood
+        if step.method.stochastic:  # a run that failed is in Q_i all the same
             pairs = zip(ended, reached.results(), strict=True)
-            ended = [run if run is Result.nonfinite else result for result, run in pairs]
+            ended = [run if run in FAILURES else result for result, run in pairs]
         results += ended
     return _joined(parts), -torch.cat(evidence), results
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised.audit import audited
+from bayesmeta.amortised.checks import check_anchor, check_random
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
 from bayesmeta.inner.noise import components
@@ -88,8 +89,15 @@ def meta_gradient(
             "free Q_i are no function of θ₀, so M has no meta-gradient: fit them, or use a method "
             "that adapts (bm.methods.imaml, maml, laplace, …)"
         )
+    if not isinstance(prior, Prior):
+        raise InputError(
+            f"prior is a {type(prior).__name__}: give a bm.Prior with values, such as "
+            "fit.fitted_prior"
+        )
     if not prior.free:
         raise InputError("this prior has no values: use .at(mean=, variance=)")
+    check_random(method, family)
+    check_anchor(method, prior)
     model = prepared(model, family, method)
     free = {k: v.detach().to(model.start) for k, v in prior.free.items()}
     query = None if query is None else paired(query, family, model)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Build, Params, Pullback, Solved, added
-from bayesmeta.inner.loop import CODE, Adapted, Algorithm, adapt
+from bayesmeta.inner.loop import CODE, GROWTH, Adapted, Algorithm, adapt
 from bayesmeta.inner.noise import Noise
 from bayesmeta.inner.paths import Group, Paths, draw_paths
 from bayesmeta.inner.problem import InnerProblem
@@ -214,10 +214,21 @@ class MetaStep:
         if isinstance(noise, Paths):
             ends = [(g, self._run(g, params, batch)) for g in noise.groups]
             adapted, theta = _gathered(ends, noise.draws, len(batch))
-            return Empirical(theta), adapted
+            return Empirical(theta), self._judged(params, batch, adapted, theta)
         problem = self.build(batch)(params)
         adapted = adapt(problem, self.algorithm)
         return self.posterior(problem, adapted.theta), adapted
+
+    def _judged(self, params: Params, batch: TaskBatch, adapted: Adapted, theta: Tensor) -> Adapted:
+        """Whether runs diverged, which only all rows can tell: a minibatch is no measure."""
+        problem = self.build(batch)(params)
+        value, gradient = problem.evaluate(problem.start)
+        risen = problem.value(theta) - value > 1 + value.abs()
+        ends = torch.stack([problem.gradient(end) for end in theta])
+        steeper = ends.norm(dim=-1) > GROWTH * gradient.norm(dim=-1)
+        diverged = (risen & steeper).any(0) & (adapted.result != CODE[Result.nonfinite])
+        code = torch.where(diverged, CODE[Result.diverged], adapted.result)
+        return replace(adapted, result=code)
 
     def noise(
         self,

@@ -52,8 +52,9 @@ def _trace(fit: Fit) -> Finding:
 
 
 def _solved_at_once(fit: Fit) -> bool:
-    # A closed form leaves a trace of one or two values, and is nowhere else to go.
-    return fit.solver == "exact" and len(fit.trace) < 3
+    # A closed form leaves a trace of one or two values, and is nowhere else to go; nor is a prior
+    # that is held.
+    return len(fit.trace) < 3 and (fit.solver == "exact" or fit.fitted_prior.learn == "none")
 
 
 def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:

@@ -107,11 +107,11 @@ def length(a: Sample, b: Sample) -> Length:
         return Length(root, noise, root, root, math.nan)
     square = _overlap(a, a) + 2 * _overlap(a, b) + _overlap(b, b)
     # What tr C² can be in so many dimensions; its unbiased estimate may be anything.
-    square = min(max(square, noise**2 / len(difference)), noise**2)
+    square = min(max(square, noise * noise / len(difference)), noise * noise)
     direction = difference / max(root, torch.finfo(torch.double).tiny)
     along = a.variance_along(direction) + b.variance_along(direction)
-    freedom = noise**2 / sum(s.trace**2 / s.freedom for s in (a, b) if s.freedom)
-    nu = noise**2 / square
+    freedom = noise * noise / sum(s.trace * s.trace / s.freedom for s in (a, b) if s.freedom)
+    nu = noise * noise / square
     p = float(fdtrc(nu, nu * freedom, observed / noise))
     low, high = _interval(observed - noise, square, along)
     return Length(math.sqrt(max(0.0, observed - noise)), math.sqrt(along), low, high, p)
@@ -122,9 +122,9 @@ def _interval(gap: float, square: float, along: float) -> tuple[float, float]:
     z = NORMAL**2
     gap = max(gap, 0.0)  # below the noise's own length there would be no x at all
     middle = gap + 2 * z * along
-    half = math.sqrt(max(0.0, middle**2 - gap**2 + 2 * z * square))
+    half = math.sqrt(max(0.0, middle * middle - gap * gap + 2 * z * square))
     low, high = middle - half, middle + half
-    seen = gap > 0 and gap**2 > 2 * z * square
+    seen = gap > 0 and gap * gap > 2 * z * square
     return math.sqrt(max(0.0, low)) if seen else 0.0, math.sqrt(max(0.0, high))
 
 
@@ -139,5 +139,5 @@ def _overlap(a: Sample, b: Sample) -> float:
         product = float((one @ other.T).square().sum())
     product /= n * b.freedom
     if a is b and n > 1:
-        product = n**2 / ((n + 2) * (n - 1)) * (product - a.spread**2 / n)
+        product = n * n / ((n + 2) * (n - 1)) * (product - a.spread * a.spread / n)
     return product / (len(one) * len(other))

@@ -70,6 +70,11 @@ class Adapted:
 class Algorithm(Protocol):
     """What an inner algorithm must have; any object with these five names will do.
 
+    It is random if it also has `rows` (an int: a minibatch of so many in each step, and with
+    `replacement` = True rows drawn independently), `dropout` = True, or `normals` = True: then
+    `problem.normals` (task, dim) in `step` are standard normals of its own. Noise from anywhere
+    else could not be run again, and is not seen as noise.
+
     Attributes:
         steps: at most so many.
         tolerance: a task stops at ‖∇F_i‖ <= tolerance, nats per unit of θ; 0 takes all steps.

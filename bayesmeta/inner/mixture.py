@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -78,14 +78,25 @@ class Mixture:
         Raises:
             InputError: the algorithm has no such field.
         """
+        if isinstance(algorithm, type) or not is_dataclass(algorithm):
+            raise InputError(
+                "Mixture.over takes a dataclass object, such as GradientDescent(), not "
+                f"{algorithm!r}"
+            )
+        single = [k for k, v in values.items() if isinstance(v, str) or not isinstance(v, Iterable)]
+        if single:
+            raise InputError(
+                f"{single[0]}={values[single[0]]!r}: give the values it takes, a tuple"
+            )
         known = {f.name for f in fields(algorithm)}
         unknown = [name for name in values if name not in known]
         if unknown:
             has = ", ".join(sorted(known))
             raise InputError(f"{type(algorithm).__name__} has no {unknown[0]!r}; it has {has}")
         combinations = product(*(tuple(v) for v in values.values()))
+        varied: Any = algorithm
         return cls(
-            tuple(replace(algorithm, **dict(zip(values, c, strict=True))) for c in combinations)
+            tuple(replace(varied, **dict(zip(values, c, strict=True))) for c in combinations)
         )
 
     @property

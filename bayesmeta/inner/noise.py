@@ -164,7 +164,7 @@ def _minibatches(
     count = mask.sum(1).to(device)
     # Real rows first, in their own order.
     place = torch.sort(~mask.to(device), dim=1, stable=True).indices
-    if algorithm.replacement:
+    if getattr(algorithm, "replacement", False):
         uniform = _uniform((len(mask), steps, size), generator)
         drawn = (uniform * count[:, None, None]).long()
         return place.gather(1, drawn.flatten(1)).reshape(drawn.shape).to(mask.device), None

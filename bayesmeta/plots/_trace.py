@@ -122,7 +122,7 @@ def _say_there_is_no_path(ax: Axes, values: Array) -> None:
     if not len(values):
         ax.set_yticks([])
     ax.annotate(
-        "closed form: no steps",
+        "no outer steps",
         (0.5, 0.85),
         xycoords="axes fraction",
         ha="center",
