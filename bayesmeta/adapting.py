@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from bayesmeta.amortised import estimate as amortised
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.noise import components
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.dropout import install
 from bayesmeta.models.matching import ready
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
@@ -56,6 +59,9 @@ def adapt_tasks(
         family: the tasks, in internal units.
         generator: the noise of draws.
     """
+    if any(getattr(part, "dropout", False) for part in components(method.inner)):
+        model = copy.deepcopy(model)
+        install(model)
     model = ready(model, family)
     check_values(model, family)
     shared = {k: v.detach() for k, v in model.shared.items()}

@@ -136,7 +136,10 @@ def _assemble(
     free = {k.removeprefix("prior."): v for k, v in prior_file.items() if k.startswith("prior.")}
     gaussian = prior.form.constrain(free, prior_file["blocks"])
     shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
+    for name in set(shared) - set(model.shared):  # what an earlier inner algorithm learned
+        model.add_shared(name, shared[name])
     model.load_shared(shared)
+    _check_posterior(posterior_file, len(record["tasks"]), len(record["names"]))
     if "draws" in posterior_file:
         posterior = Empirical(posterior_file["draws"])
     else:
@@ -166,6 +169,17 @@ def _assemble(
         seconds=result["seconds"],
         seed=record["seed"],
     )
+
+
+def _check_posterior(file: dict[str, Tensor], tasks: int, dim: int) -> None:
+    """Refuse tensors of other shapes than those of the run's own tasks and weights."""
+    place = file["draws"][0] if file.get("draws", torch.empty(0)).ndim == 3 else file.get("mean")
+    fits = place is not None and place.shape == (tasks, dim) and place.is_floating_point()
+    if not fits or file["task_evidence"].shape != (tasks,):
+        raise InputError(
+            f"the run's posteriors are not those of its {tasks} tasks with {dim} weights: the "
+            "files were changed; fit again"
+        )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
-from bayesmeta.judging import evidence_kind, flags
+from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback
@@ -119,8 +119,10 @@ def fit(
         )
     model.load_shared(estimate.shared)
     units = 0.0 if standardisation is None else math.log(standardisation.y_scale)
-    evidence = estimate.log_evidence - family.observations * units
+    scored = scored_rows(method, family, query)
+    evidence = estimate.log_evidence - int(scored.sum()) * units
     notes += _standardisation_notes(standardisation, model) + _notes(estimate, model, prior, inside)
+    notes += certain_notes(estimate.posterior, method)
     return Fit(
         model=model,
         family=family,
@@ -130,7 +132,7 @@ def fit(
         posterior=Named(model.names, estimate.posterior.map(Tensor.detach), family.names),
         log_evidence=evidence,
         evidence_kind="restricted" if reml else evidence_kind(solver, method),
-        task_evidence=estimate.task_evidence - family.rows.to(estimate.task_evidence) * units,
+        task_evidence=estimate.task_evidence - scored.to(estimate.task_evidence) * units,
         standardisation=standardisation,
         standard_errors=_standard_errors(estimate, model),
         flagged=flags(family.names, estimate.results, estimate.task_evidence, method),

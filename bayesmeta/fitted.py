@@ -17,11 +17,19 @@ from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.loop import Algorithm
-from bayesmeta.judging import evidence_kind, flags, unknown_notes
+from bayesmeta.judging import (
+    certain_notes,
+    evidence_kind,
+    flags,
+    scored_rows,
+    unknown_notes,
+)
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.modules import check_modules
 from bayesmeta.objective import Evidence
+from bayesmeta.posteriors.free import Free
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.results import Flag, InputError
@@ -170,15 +178,22 @@ class Fit:
         return family if self.standardisation is None else self.standardisation.apply(family)
 
     def adapt(
-        self, family: Any, *, seed: int | None = None, algorithm: Algorithm | None = None
+        self,
+        family: Any,
+        *,
+        seed: int | None = None,
+        algorithm: Algorithm | None = None,
+        method: Method | None = None,
     ) -> Fit:
         """Posteriors of unseen tasks under this prior and ψ, by the same algorithm or another.
 
         Args:
             family: new tasks, adapted to all their rows; a CSV path or DataFrame is read like the
                 fitted table.
-            seed: of the noise; the fit's by default.
+            seed: of the noise; the fit's by default. Tasks adapted one call at a time share their
+                noise, unless each call has a seed of its own.
             algorithm: in the place of the fit's own, where Q_i is a function of θ₀.
+            method: in the place of the whole method, with Q_i that an algorithm adapts.
 
         Returns:
             A fit whose `posterior`, `family` and `log_evidence` are those of the new tasks.
@@ -186,25 +201,28 @@ class Fit:
         started = time.perf_counter()
         family = self._same_reading(family, require_response=True)
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
-        choices = self.choices if algorithm is None else self.choices.adapting_by(algorithm)
-        if algorithm is not None and self.solver != "amortised":
+        choices = self.choices if method is None else method
+        if isinstance(choices.posterior, Free) and (method or algorithm) is not None:
             raise InputError(
-                f"algorithm= is for fits whose tasks an algorithm adapts, and this one has the "
-                f"{self.solver} solver: leave it out"
+                "free Q_i are not adapted by an algorithm: give method=, one that adapts, such as "
+                "bm.methods.stochastic(...)"
             )
+        choices = choices if algorithm is None else choices.adapting_by(algorithm)
+        solver = self.solver if choices is self.choices else "amortised"
         posterior, evidence, results = adapt_tasks(
-            self.model, self.fitted_prior, choices, self.solver, self.internal(family), generator
+            self.model, self.fitted_prior, choices, solver, self.internal(family), generator
         )
         notes = [] if family.table in (None, self.family.table) else list(family.table.notes)
-        notes += unknown_notes(evidence, choices)
-        evidence = evidence - self._log_units(family)
+        notes += unknown_notes(evidence, choices) + certain_notes(posterior, choices)
+        evidence = evidence - self._log_units(scored_rows(choices, family))
         return replace(
             self,
             family=family,
             choices=choices,
+            solver=solver,
             posterior=Named(self.model.names, posterior, family.names),
             log_evidence=float(evidence.sum()),
-            evidence_kind=evidence_kind(self.solver, choices),
+            evidence_kind=evidence_kind(solver, choices),
             task_evidence=evidence,
             flagged=flags(family.names, results, evidence, choices),
             notes=notes,
@@ -212,10 +230,10 @@ class Fit:
             seconds=time.perf_counter() - started,
         )
 
-    def _log_units(self, family: TaskFamily) -> Tensor:
-        """(task,) what log p(y) loses by going back to original units."""
+    def _log_units(self, rows: Tensor) -> Tensor:
+        """(task,) what log p(y) of so many rows loses by going back to original units."""
         scale = 1.0 if self.standardisation is None else self.standardisation.y_scale
-        return family.rows.to(self.task_evidence) * math.log(scale)
+        return rows.to(self.task_evidence) * math.log(scale)
 
     def reachability_gap(self) -> Tensor:
         """(task,) M at the fitted Q_i minus M at what adaptation from θ₀ reaches, in nats.
@@ -288,6 +306,7 @@ class Fit:
         generator = torch.Generator().manual_seed(seed)
         batch = inside.batch()
         likelihood = self.model.require_likelihood()
+        check_modules(self.model, inside)
         with torch.no_grad():
             theta = self.draws(family, draws, generator)
             eta = self.model.predict(theta, batch)
@@ -325,7 +344,7 @@ class Fit:
         with torch.no_grad():
             theta = posterior.sample(n, generator)
             loss = self.model.energies(theta, self.internal(self.family).batch())
-            loss = loss + self._log_units(self.family)
+            loss = loss + self._log_units(self.family.rows)
             if bool((prior.log_det() > -torch.inf) & prior.sd().min().gt(0)):
                 return prior.log_prob(theta) - loss - posterior.log_prob(theta)
             # Scaled to correlations, so that a small unit is not taken for a zero variance.

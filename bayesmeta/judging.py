@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from bayesmeta.empirical import Empirical
+from bayesmeta.gaussian import Gaussian
 from bayesmeta.method import Method
 from bayesmeta.objective import Evidence, Validation
 from bayesmeta.results import Flag, Result
+from bayesmeta.splits import support_rows
+from bayesmeta.tasks import TaskFamily
 
 
 def evidence_kind(solver: str, method: Method) -> str:
@@ -35,6 +39,33 @@ def unknown_notes(evidence: Tensor, method: Method) -> list[str]:
         f"{unknown} of {len(evidence)} tasks have no rows left for a query set (support="
         f"{method.objective.support}), so log_evidence is unknown; their posteriors are not "
         "affected."
+    )
+    return [note]
+
+
+def scored_rows(method: Method, family: TaskFamily, query: TaskFamily | None = None) -> Tensor:
+    """(task,) rows whose density −M is: of the query set, where M has one."""
+    objective = method.objective
+    if not isinstance(objective, Validation):
+        return family.rows
+    if query is not None:
+        return query.rows
+    if objective.support is None:
+        return family.rows
+    return family.rows - support_rows(family.rows, objective.support)
+
+
+def certain_notes(posterior: Gaussian | Empirical, method: Method) -> list[str]:
+    """Tasks all of whose random runs ended in one place."""
+    if not isinstance(posterior, Empirical):
+        return []
+    same = int((posterior.draws == posterior.draws[0]).all(0).all(-1).sum())
+    if same == 0:
+        return []
+    note = (
+        f"All runs of {same} of {posterior.draws.shape[1]} tasks ended in the same place: a "
+        "minibatch holds all their rows, or every run failed. Their posterior sd of 0 is no "
+        "certainty; lower rows=, or draw them with replacement=True."
     )
     return [note]
 

@@ -60,6 +60,10 @@ def _refuse_adapted(method: Method) -> None:
                 f"inner={inner!r} has no {name}: an algorithm has init(problem, theta), "
                 "step(problem, theta, gradient, state), steps, tolerance and differentiable"
             )
+    for part in components(inner):
+        rows = getattr(part, "rows", None)
+        if rows is not None and (type(rows) is not int or rows < 1):
+            raise InputError(f"rows={rows!r} of {part!r}: give a whole number, at least 1")
     if method.reset_every is not None or method.prior_update != "gradient":
         raise InputError("reset_every= and prior_update= belong to free Q_i (bm.methods.joint)")
     if rule.needs_path and not inner.differentiable:

@@ -101,7 +101,7 @@ class Prediction:
         The logarithm is of the mean over draws; a mean of logarithms would be another number.
         """
         if self.log_density is None:
-            return self.draws.new_full(self.draws.shape[1:2], torch.nan)
+            return torch.full(self.draws.shape[1:2], torch.nan, device=self.draws.device)
         count = torch.tensor(float(len(self.draws)), dtype=self.draws.dtype).log()
         density = self.log_density.sum(-1) if joint else self.log_density
         mixed = density.logsumexp(0) - count

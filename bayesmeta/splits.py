@@ -54,7 +54,9 @@ class Split:
         """
         mask = batch.mask
         assert mask is not None
-        score = torch.rand(mask.shape, generator=generator, device=generator.device)
+        score = torch.rand(
+            mask.shape, generator=generator, device=generator.device, dtype=torch.float32
+        )
         order = score.to(mask.device).masked_fill(~mask, 2.0).argsort(1)
         count, rows = self.count[batch.index, None], mask.sum(1, keepdim=True)
         place = torch.arange(order.shape[1], device=order.device)

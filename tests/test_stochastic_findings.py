@@ -156,6 +156,8 @@ def test_a_fitted_start_is_adapted_by_other_algorithms():
     free = bm.fit(model, family, method=m.joint(covariance="diagonal", steps=3))
     with pytest.raises(bm.InputError, match="free Q_i are not adapted"):
         free.adapt(family, algorithm=m.Adam())
+    other = free.adapt(family, method=m.stochastic(rows=2, samples=7))
+    assert other.posterior.draws.shape[0] == 7 and other.prior.mean.equal(free.prior.mean)
 
 
 def test_numbers_beside_an_algorithm_object_are_refused():

@@ -3,18 +3,65 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bayesmeta.inner.noise import components
 from bayesmeta.method import Method
+from bayesmeta.models import Model
 from bayesmeta.objective import Validation
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError
-from bayesmeta.splits import support_rows
+from bayesmeta.splits import support_rows, taken
 from bayesmeta.tasks import TaskFamily
 
 
-def check_random(method: Method, family: TaskFamily) -> None:
+def check_minibatches(model: Model, method: Method, family: TaskFamily) -> None:
+    """Refuse minibatches of what is no sum over rows, or cannot be applied to so few.
+
+    Raises:
+        InputError: the energy of all rows is not the sum of those of single rows, or the model
+            fails on a minibatch.
+    """
+    sizes = [getattr(part, "rows", None) for part in components(method.inner)]
+    sizes = [size for size in sizes if size is not None]
+    if not sizes or family.mask is None:
+        return
+    one = family.batch(torch.tensor([0]))
+    count = int(family.rows[0])
+    place = family.mask[0].nonzero().flatten()
+    theta = model.start[None] + 0.1
+    shared = {name: value.detach() for name, value in model.shared.items()}
+
+    def energy(rows: Tensor) -> Tensor:
+        batch = taken(one, rows[None], torch.ones_like(rows[None], dtype=torch.bool))
+        return model.energies(theta, batch, shared)[0]
+
+    try:
+        with torch.no_grad():
+            energy(place[: min(sizes)])
+            if model.likelihood is not None:
+                return
+            single = torch.stack([energy(row[None]) for row in place]).sum()
+            whole = energy(place)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the model cannot be applied to a minibatch of {min(sizes)} rows: "
+            f"{str(error).splitlines()[0]}: leave rows= out"
+        ) from error
+    if not torch.isclose(single, whole, rtol=1e-4) and bool(single.isfinite() & whole.isfinite()):
+        raise InputError(
+            f"the energy is no sum over rows (its {count} rows have {float(single):.6g} nats one "
+            f"by one, {float(whole):.6g} together), so a minibatch does not stand for all of them: "
+            "leave rows= out, or put what belongs to no row into the prior"
+        )
+
+
+def check_random(method: Method, family: TaskFamily, *, query: bool) -> None:
     """Refuse minibatches that hold all rows of every task, where nothing else is random.
+
+    Args:
+        method, family: of the fit.
+        query: whether query sets are given, so that all rows are support.
 
     Raises:
         InputError: with the number of rows that there are.
@@ -27,8 +74,9 @@ def check_random(method: Method, family: TaskFamily) -> None:
     if rows is None or any(getattr(algorithm, name, False) for name in other):
         return
     count = family.rows
-    if isinstance(method.objective, Validation) and method.objective.support is not None:
-        count = support_rows(count, method.objective.support)
+    objective = method.objective
+    if isinstance(objective, Validation) and objective.support is not None and not query:
+        count = support_rows(count, objective.support)
     if int(count.max()) <= rows:
         raise InputError(
             f"rows={rows} takes in every row that a task adapts to (at most {int(count.max())}), "

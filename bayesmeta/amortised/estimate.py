@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesmeta.amortised.checks import check_anchor, check_random
+from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
 from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep, Outcome
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Params
+from bayesmeta.inner.noise import components
 from bayesmeta.inner.paths import Paths
 from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS, stream
 from bayesmeta.joint.problem import Estimate, Problem
@@ -41,7 +42,8 @@ class _Fit:
     """The leaf tensors descended on, and M as a function of them."""
 
     def __init__(self, problem: Problem) -> None:
-        check_random(problem.method, problem.family)
+        check_random(problem.method, problem.family, query=problem.query is not None)
+        check_minibatches(problem.model, problem.method, problem.family)
         check_anchor(problem.method, problem.prior)
         self.problem, self.method = problem, problem.method
         self.prior = start_prior(problem)
@@ -247,6 +249,7 @@ def adapted(
             noise = step.noise(some.batch(), free["mean"], problem.generator, _samples(step))
             posterior, reached = step.adapt(params, some.batch(), noise)
             parts.append(posterior)
+            del noise  # of all runs, the largest thing here
             seen = query if query is None or some is family else query.subset(index)
             value, ended = _values(problem, step, params, some, seen, posterior)
         evidence.append(value)
@@ -332,7 +335,11 @@ def _together(problem: Problem, step: MetaStep, family: TaskFamily) -> int:
     runs = _samples(step)
     if runs is None or not step.method.stochastic:
         return CHUNK
-    numbers = sum(t[0].numel() for t in family.tensors.values()) + problem.model.dim
+    data = sum(t[0].numel() for t in family.tensors.values())
+    noisy = any(
+        getattr(p, n, False) for p in components(step.algorithm) for n in ("normals", "dropout")
+    )
+    numbers = data + problem.model.dim * (1 + step.algorithm.steps * noisy)
     return max(1, min(CHUNK, LARGEST // (runs * numbers)))
 
 

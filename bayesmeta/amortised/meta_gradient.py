@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised.audit import audited
-from bayesmeta.amortised.checks import check_anchor, check_random
+from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
 from bayesmeta.inner.noise import components
@@ -96,9 +96,10 @@ def meta_gradient(
         )
     if not prior.free:
         raise InputError("this prior has no values: use .at(mean=, variance=)")
-    check_random(method, family)
+    check_random(method, family, query=query is not None)
     check_anchor(method, prior)
     model = prepared(model, family, method)
+    check_minibatches(model, method, family)
     free = {k: v.detach().to(model.start) for k, v in prior.free.items()}
     query = None if query is None else paired(query, family, model)
     step = MetaStep(model, prior, method, family)

@@ -213,22 +213,24 @@ class MetaStep:
         """Q_i of tasks by the method's own algorithm, all rows support, and how it ended."""
         if isinstance(noise, Paths):
             ends = [(g, self._run(g, params, batch)) for g in noise.groups]
+            ends = [(g, self._judged(g, found, params, batch)) for g, found in ends]
             adapted, theta = _gathered(ends, noise.draws, len(batch))
-            return Empirical(theta), self._judged(params, batch, adapted, theta)
+            return Empirical(theta), adapted
         problem = self.build(batch)(params)
         adapted = adapt(problem, self.algorithm)
         return self.posterior(problem, adapted.theta), adapted
 
-    def _judged(self, params: Params, batch: TaskBatch, adapted: Adapted, theta: Tensor) -> Adapted:
-        """Whether runs diverged, which only all rows can tell: a minibatch is no measure."""
-        problem = self.build(batch)(params)
+    def _judged(
+        self, group: Group, adapted: Adapted, params: Params, support: TaskBatch
+    ) -> Adapted:
+        """Which paths diverged, as only all rows can tell: a minibatch is no measure."""
+        problem = self.build(group.support(support))(_of_paths(params, group))
         value, gradient = problem.evaluate(problem.start)
-        risen = problem.value(theta) - value > 1 + value.abs()
-        ends = torch.stack([problem.gradient(end) for end in theta])
-        steeper = ends.norm(dim=-1) > GROWTH * gradient.norm(dim=-1)
-        diverged = (risen & steeper).any(0) & (adapted.result != CODE[Result.nonfinite])
-        code = torch.where(diverged, CODE[Result.diverged], adapted.result)
-        return replace(adapted, result=code)
+        reached, slope = problem.evaluate(adapted.theta)
+        steeper = slope.norm(dim=-1) > GROWTH * gradient.norm(dim=-1)
+        diverged = steeper & (reached - value > 1 + value.abs())
+        diverged = diverged & (adapted.result != CODE[Result.nonfinite])
+        return replace(adapted, result=torch.where(diverged, CODE[Result.diverged], adapted.result))
 
     def noise(
         self,

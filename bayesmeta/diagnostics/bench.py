@@ -141,7 +141,13 @@ class Bench:
             raise InputError(
                 f"no reference can be computed, so give reference=: {error}"
             ) from error
-        return self.run({"": whole}, repeats, lambda: generator)[""].sample
+        runs = self.run({"": whole}, repeats, lambda: generator)[""]
+        if runs.broken == 1:
+            raise InputError(
+                "every path of the reference broke (met a value that is not finite): lower lr= of "
+                "the methods, or give reference="
+            )
+        return runs.sample
 
 
 def _numbers(method: Method, dim: int, paths: int | None = None) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayesmeta.diagnostics.bench import Bench, Runs
 from bayesmeta.diagnostics.evaluations import gradient_evaluations
-from bayesmeta.diagnostics.noisy_means import Sample, length
+from bayesmeta.diagnostics.noisy_means import Length, Sample, length
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.objective import Validation
@@ -207,6 +207,11 @@ def compare_estimators(
     paths = reference_paths
     counts = {"repeats": (repeats, 2), "reference_paths": (paths, 4), "batch": (batch, 1)}
     _check(methods, generator, counts)
+    if not isinstance(prior, Prior):
+        raise InputError(
+            f"prior is a {type(prior).__name__}: give a bm.Prior with values, such as "
+            "fit.fitted_prior"
+        )
     if not prior.free:
         raise InputError("this prior has no values: use .at(mean=, variance=)")
     targets = _targets(methods, reference)
@@ -221,6 +226,11 @@ def compare_estimators(
         if reference is None:
             paths = paths or REFERENCE * repeats
             references[target] = bench.reference(methods[name], paths, noise)
+            if not bool(references[target].mean.isfinite().all()):
+                raise InputError(
+                    f"the reference of {name} is not finite: its paths break; lower lr=, or give "
+                    "reference="
+                )
         else:
             given = _given(reference, methods[name], methods, model.dim)
             references[target] = Sample.exact(given)
@@ -243,6 +253,8 @@ def compare_estimators(
 def _judged(name: str, target: str, runs: Runs, reference: Sample, gradients: float) -> Estimator:
     bias, size = length(runs.sample, reference), float(reference.mean.norm())
     mse = bias.value**2 + runs.sample.spread
+    if runs.broken == 1:  # what is left of such estimates says nothing
+        bias, mse = Length(*[math.nan] * 5), math.nan
     return Estimator(
         method=name,
         target=target,
@@ -256,7 +268,7 @@ def _judged(name: str, target: str, runs: Runs, reference: Sample, gradients: fl
         rmse=math.sqrt(mse),
         gradients=gradients,
         seconds=runs.seconds,
-        precision_per_second=1 / (mse * runs.seconds) if mse > 0 else math.inf,
+        precision_per_second=math.inf if mse == 0 else 1 / (mse * runs.seconds),
         broken=runs.broken,
     )
 

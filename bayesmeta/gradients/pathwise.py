@@ -44,7 +44,8 @@ class Unrolled(Rule):
 
     Args:
         checkpoint: steps recorded at a time, the path being run a second time for it: memory for
-            T/c weights and c steps instead of T steps; None records all T in the first run.
+            T/c weights and c steps instead of T steps; None records all T in the first run. The
+            gradient is NaN if an algorithm takes other steps then.
     """
 
     checkpoint: int | None = None
@@ -185,11 +186,16 @@ def through(
 
     def pull_again(cotangent: Tensor, start: Tensor | None = None) -> tuple[Params, Solved]:
         found, here, onward = nothing(params), cotangent, None
+        end = adapted.theta
         for station in reversed(adapted.stations):
             steps = min(checkpoint, early + recorded - station.step)
             after = reached if station.step == early else _at(adapted, station)
             segment = Segment(build, algorithm, after, steps)
-            _, back = segment.run(params, station.theta, _state(after))
+            again, back = segment.run(params, station.theta, _state(after))
+            # An algorithm that remembers outside its state takes other steps the second time, and
+            # a wrong gradient must not look like one.
+            same = torch.isclose(again.theta, end, rtol=1e-4, atol=1e-6).all(-1, keepdim=True)
+            here, end = torch.where(same, here, torch.nan), station.theta
             part, here, onward = back(here, onward)
             found = added(found, part)
         return _with_start(found, here), Solved.none(cotangent)

@@ -59,7 +59,7 @@ class Mixture:
                 )
         if self.weights is None:
             return
-        object.__setattr__(self, "weights", tuple(self.weights))
+        object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
         short = len(self.weights) != len(self.algorithms)
         if short or min(self.weights) < 0 or not math.isclose(sum(self.weights), 1.0):
             raise InputError(
