@@ -73,7 +73,6 @@ class Bench:
         self.model = bm.models.mlp((40, 40), support, bm.likelihoods.Gaussian(scale=1.0))
         self.model = self.model.to(device=device, dtype=torch.float32)
         self.method = bm.methods.stochastic(
-            steps=STEPS,
             algorithm=bm.methods.GradientDescent(RATE, STEPS, per="task", rows=ROWS),
         )
         self.start = self.model.start
