@@ -41,6 +41,7 @@ LOOKS = {
     "draws": (COLOURS["joint"], "o", "--"),
     "paths": (COLOURS["reference"], "s", ":"),
 }
+TICKS = (10, 20, 50, 100, 200)
 Call = Callable[[], Tensor]
 
 
@@ -190,6 +191,7 @@ def draw(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         ax.set(xscale="log", yscale="log", xlabel="draws per task", ylabel="ms per draw")
         ax.set_xticks(sorted(set(table["draws"])), [str(n) for n in sorted(set(table["draws"]))])
+        ax.set_yticks(TICKS, [str(n) for n in TICKS])
         ax.minorticks_off()
         ax.grid(axis="y", alpha=0.3)
         figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", frameon=False)

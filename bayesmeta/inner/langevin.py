@@ -21,7 +21,8 @@ class SGLD(Minibatched):
 
     With D = I, many small steps on F = −log posterior and τ = 1, θ is a draw from the posterior,
     but for a bias of order ε. Preconditioned, D = 1/(δ + √v) with v a moving average of (∇F)², as
-    RMSProp has it; the term with the derivative of D is left out, as is usual.
+    RMSProp has it; the term with the derivative of D is left out, as is usual, so its law stays off
+    the posterior however small ε is (`python -m studies run sgld_nuts`).
 
     Args:
         lr: ε, in squared units of θ per nat (preconditioned: in units of θ); per="row" divides it
