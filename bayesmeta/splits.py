@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.results import InputError
-from bayesmeta.tasks import TaskBatch, TaskFamily
+from bayesmeta.tasks import TaskBatch, TaskFamily, rowwise_names
 
 
 class Split:
@@ -85,11 +85,12 @@ def taken(batch: TaskBatch, rows: Tensor, keep: Tensor) -> TaskBatch:
     mask = batch.mask
     assert mask is not None
     rows = torch.where(keep, rows, rows[:, :1])
+    rowwise = rowwise_names(batch.tensors, mask) if batch.rowwise is None else batch.rowwise
     tensors = {
-        name: _take_rows(tensor, rows) if tensor.shape[:2] == mask.shape else tensor
+        name: _take_rows(tensor, rows) if name in rowwise else tensor
         for name, tensor in batch.tensors.items()
     }
-    return TaskBatch(tensors, keep, batch.index)
+    return TaskBatch(tensors, keep, batch.index, rowwise)
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -56,7 +56,13 @@ class Standardisation:
         for name, shift in (("y", self.y_mean), ("offset", 0.0), ("standard_error", 0.0)):
             if name in tensors and (self.y_mean, self.y_scale) != (0.0, 1.0):
                 tensors[name] = (tensors[name] - shift) / self.y_scale
-        return TaskFamily(tensors, mask=family.mask, names=family.names, table=family.table)
+        return TaskFamily(
+            tensors,
+            mask=family.mask,
+            names=family.names,
+            table=family.table,
+            rowwise=family.rowwise,
+        )
 
     def undo_response(self, y: Tensor) -> Tensor:
         """y in original units."""

@@ -77,11 +77,14 @@ class TaskBatch:
         tensors: name -> tensor, task axis first.
         mask: (task, row) bool, True on real rows; None when there is no row axis.
         index: (task,) positions in the family.
+        rowwise: names of the tensors with a row axis; None: those whose second axis has the
+            length of the mask's.
     """
 
     tensors: dict[str, Tensor]
     mask: Tensor | None
     index: Tensor
+    rowwise: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,6 +99,7 @@ class TaskFamily:
         mask: (task, row) bool; None means that all rows are real.
         names: one name per task; "0", "1", ... by default.
         table: what the table behind the family knew.
+        rowwise: names of the tensors with a row axis, where it is not to be told by their shape.
 
     Raises:
         InputError: shapes disagree, names repeat, or a task has no rows.
@@ -113,6 +117,7 @@ class TaskFamily:
         mask: Tensor | None = None,
         names: Sequence[str] | None = None,
         table: TableInfo | None = None,
+        rowwise: frozenset[str] | None = None,
     ) -> None:
         if not tensors:
             raise InputError("a family needs at least one tensor, task axis first")
@@ -123,7 +128,11 @@ class TaskFamily:
         if mask is None and "y" in tensors and tensors["y"].ndim >= 2:
             mask = torch.ones(tensors["y"].shape[:2], dtype=torch.bool, device=tensors["y"].device)
         self.mask = _checked_mask(mask, tensors)
-        self.tensors = {k: _filled(v, self.mask) for k, v in tensors.items()}
+        # Decided once: a part of the rows may be as many as some other tensor has numbers.
+        self.rowwise = rowwise_names(tensors, self.mask) if rowwise is None else rowwise
+        self.tensors = {
+            k: _filled(v, self.mask) if k in self.rowwise else v for k, v in tensors.items()
+        }
         self.names = tuple(map(str, names if names is not None else range(tasks)))
         self.table = table
         if len(self.names) != tasks:
@@ -164,7 +173,7 @@ class TaskFamily:
             for k, v in self.tensors.items()
         }
         mask = None if self.mask is None else self.mask.to(device=device)
-        return TaskFamily(tensors, mask=mask, names=self.names, table=self.table)
+        return self._like(tensors, mask)
 
     def subset(self, which: Sequence[int] | Sequence[str] | Tensor) -> TaskFamily:
         """Some of the tasks, by position or by name, in the order given."""
@@ -176,16 +185,24 @@ class TaskFamily:
         index = torch.tensor([place[w] if isinstance(w, str) else int(w) for w in wanted])
         batch = self.batch(index)
         names = [self.names[i] for i in index.tolist()]
-        return TaskFamily(batch.tensors, mask=batch.mask, names=names, table=self.table)
+        return self._like(batch.tensors, batch.mask, names)
+
+    def _like(
+        self, tensors: dict[str, Tensor], mask: Tensor | None, names: Sequence[str] | None = None
+    ) -> TaskFamily:
+        """A family of other tensors of the same kinds."""
+        names = self.names if names is None else names
+        return TaskFamily(tensors, mask=mask, names=names, table=self.table, rowwise=self.rowwise)
 
     def batch(self, index: Tensor | None = None) -> TaskBatch:
         """The tasks at `index`, or all of them."""
         if index is None:
             everyone = torch.arange(len(self), device=self.device)
-            return TaskBatch(self.tensors, self.mask, everyone)
+            return TaskBatch(self.tensors, self.mask, everyone, self.rowwise)
         index = index.to(self.device)
         mask = None if self.mask is None else self.mask[index]
-        return TaskBatch({k: v[index] for k, v in self.tensors.items()}, mask, index)
+        tensors = {k: v[index] for k, v in self.tensors.items()}
+        return TaskBatch(tensors, mask, index, self.rowwise)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[TaskBatch]:
         """One pass over the tasks in random order, each task once."""
@@ -208,10 +225,7 @@ class TaskFamily:
         from bayesmeta.splits import Split
 
         both = Split(self, support).draw(self.batch(), generator)
-        first, second = (
-            TaskFamily(part.tensors, mask=part.mask, names=self.names, table=self.table)
-            for part in both
-        )
+        first, second = (self._like(part.tensors, part.mask) for part in both)
         return first, second
 
     def with_table(self, **changes: Any) -> TaskFamily:
@@ -219,7 +233,9 @@ class TaskFamily:
         if self.table is None:
             raise InputError("this family does not come from a table")
         table = replace(self.table, **changes)
-        return TaskFamily(self.tensors, mask=self.mask, names=self.names, table=table)
+        return TaskFamily(
+            self.tensors, mask=self.mask, names=self.names, table=table, rowwise=self.rowwise
+        )
 
     def fingerprint(self) -> str:
         """A hash of all values, masks and names: equal data, equal fingerprint."""
@@ -326,9 +342,16 @@ def _checked_mask(mask: Tensor | None, tensors: dict[str, Tensor]) -> Tensor | N
     return mask
 
 
+def rowwise_names(tensors: dict[str, Tensor], mask: Tensor | None) -> frozenset[str]:
+    """The tensors whose second axis is as long as the mask's."""
+    if mask is None:
+        return frozenset()
+    return frozenset(k for k, tensor in tensors.items() if tensor.shape[:2] == mask.shape)
+
+
 def _filled(tensor: Tensor, mask: Tensor | None) -> Tensor:
     """Padding repeats the task's first real row: a mask does not stop a NaN or a zero divisor."""
-    if mask is None or tensor.shape[:2] != mask.shape or bool(mask.all()):
+    if mask is None or bool(mask.all()):
         return tensor
     first = mask.to(torch.int8).argmax(1, keepdim=True)
     shape = first.shape + (1,) * (tensor.ndim - 2)

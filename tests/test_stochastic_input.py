@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
@@ -190,10 +191,11 @@ def test_query_sets_leave_all_rows_to_the_minibatches():
         bm.fit(model, family, method=method)
 
 
-def test_weights_of_a_mixture_may_be_a_tensor_and_are_saved(tmp_path):
+def test_weights_of_a_mixture_may_be_a_tensor_and_are_written():
     mixture = m.Mixture((m.Adam(), m.SGLD()), weights=torch.tensor([0.25, 0.75]))
     assert mixture.weights == (0.25, 0.75)
-    assert m.Method.from_json(m.stochastic(algorithm=mixture).to_json()).inner == mixture
+    written = json.dumps(m.stochastic(algorithm=mixture).to_json())
+    assert m.Method.from_json(json.loads(written)).inner == mixture
 
 
 @pytest.mark.parametrize("rows", ["2", 2.0, 0, -1])
@@ -220,3 +222,23 @@ def test_a_categorical_prediction_without_responses_has_no_score():
     fit = bm.fit(model, family, method=m.stochastic(support=None, outer_steps=1, samples=5))
     new = bm.TaskFamily({"x": family.tensors["x"]}, mask=family.mask)
     assert fit.predict(new, draws=5).log_score().isnan().all()
+
+
+@pytest.mark.parametrize("width", [2, 4, 5, 6])
+def test_a_tensor_of_a_task_is_not_cut_where_it_is_as_long_as_a_part_of_the_rows(width):
+    """Tasks of ten rows, five of them support, two of them a minibatch."""
+    side = torch.arange(3 * width, dtype=F64).reshape(3, width)
+    y = torch.ones(3, 10, dtype=F64) * side.mean(1, keepdim=True)
+    family = bm.TaskFamily.from_tensors(y=y, side=side)
+
+    def energy(theta, y, side, mask):
+        return 0.5 * ((y - side.mean() - theta[0]).square() * mask).sum()
+
+    support, query = family.split(5, seeded())
+    for part in (support, query):
+        assert torch.equal(part.tensors["side"], side) and part.rowwise == {"y"}
+    prior = bm.Prior("point").at(mean=torch.zeros(1, dtype=F64), variance=0.0)
+    model = bm.Model.from_energy(energy, 1)
+    for method in (m.stochastic(support=5, draws=3), m.maml(support=5)):
+        found = bm.meta_gradient(model, prior, family, method, generator=seeded())
+        assert float(found.value) == 0.0 and float(found.theta0) == 0.0

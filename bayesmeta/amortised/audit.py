@@ -70,7 +70,7 @@ def audited(
     def first(batch: TaskBatch) -> TaskBatch:
         mask = None if batch.mask is None else batch.mask[:count]
         tensors = {k: v[:count] for k, v in batch.tensors.items()}
-        return TaskBatch(tensors, mask, batch.index[:count])
+        return replace(batch, tensors=tensors, mask=mask, index=batch.index[:count])
 
     support, query = first(support), first(query)
     few = params | {"anchor": tree_map(lambda t: t[:count], params["anchor"])}

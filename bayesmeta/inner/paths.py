@@ -5,7 +5,7 @@ Path number k·T + i is draw k of task i, of T tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,4 +112,4 @@ def repeated(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
     """The batch with task tasks[i] at place i."""
     mask = None if batch.mask is None else batch.mask[tasks]
     tensors = {name: tensor[tasks] for name, tensor in batch.tensors.items()}
-    return TaskBatch(tensors, mask, batch.index[tasks])
+    return replace(batch, tensors=tensors, mask=mask, index=batch.index[tasks])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesmeta.models.model import KEEP, Model
 from bayesmeta.results import InputError
-from bayesmeta.tasks import TaskBatch
+from bayesmeta.tasks import TaskBatch, rowwise_names
 
 
 class _Dropped(nn.Module):
@@ -67,9 +67,10 @@ def dropped_shapes(
         InputError: one layer is called in two places, which would drop the same units.
     """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, _Dropped)}
-    mask = support.mask
+    rowwise = support.rowwise
+    rowwise = rowwise_names(support.tensors, support.mask) if rowwise is None else rowwise
     tensors = {
-        name: tensor[0, :rows] if mask is not None and tensor.shape[:2] == mask.shape else tensor[0]
+        name: tensor[0, :rows] if name in rowwise else tensor[0]
         for name, tensor in support.tensors.items()
     }
     calls: dict[str, list[torch.Size]] = {name: [] for name in layers}
