@@ -16,6 +16,22 @@ LEARN = ("all", "mean", "none")
 HYPERPRIORS = (None, "boundary-avoiding")
 
 
+def with_values(prior: Any) -> Prior:
+    """The prior, if it is one and has values.
+
+    Raises:
+        InputError: it is something else, or a form alone.
+    """
+    if not isinstance(prior, Prior):
+        raise InputError(
+            f"prior is a {type(prior).__name__}: give a bm.Prior with values, such as "
+            "fit.fitted_prior"
+        )
+    if not prior.has_values:
+        raise InputError("this prior has no values: use .at(mean=, variance=)")
+    return prior
+
+
 class Prior(nn.Module):
     """N(θ₀, Σ₀) with Σ₀ of a chosen form.
 

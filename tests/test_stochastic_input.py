@@ -242,3 +242,17 @@ def test_a_tensor_of_a_task_is_not_cut_where_it_is_as_long_as_a_part_of_the_rows
     for method in (m.stochastic(support=5, draws=3), m.maml(support=5)):
         found = bm.meta_gradient(model, prior, family, method, generator=seeded())
         assert float(found.value) == 0.0 and float(found.theta0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: m.stochastic(anchored="no"),
+        lambda: m.stochastic(replacement="no"),
+        lambda: m.two_path(every_pair=1),
+        lambda: m.Adam(dropout="no"),
+    ],
+)
+def test_a_word_is_no_switch(make):
+    with pytest.raises(bm.InputError, match="give True or False"):
+        make()

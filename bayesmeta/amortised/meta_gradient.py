@@ -20,7 +20,7 @@ from bayesmeta.models.dropout import install
 from bayesmeta.models.matching import paired, ready
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
-from bayesmeta.prior import Prior
+from bayesmeta.prior import Prior, with_values
 from bayesmeta.results import InputError
 from bayesmeta.splits import Split
 from bayesmeta.tasks import TaskBatch, TaskFamily
@@ -89,13 +89,7 @@ def meta_gradient(
             "free Q_i are no function of θ₀, so M has no meta-gradient: fit them, or use a method "
             "that adapts (bm.methods.imaml, maml, laplace, …)"
         )
-    if not isinstance(prior, Prior):
-        raise InputError(
-            f"prior is a {type(prior).__name__}: give a bm.Prior with values, such as "
-            "fit.fitted_prior"
-        )
-    if not prior.free:
-        raise InputError("this prior has no values: use .at(mean=, variance=)")
+    prior = with_values(prior)
     check_random(method, family, query=query is not None)
     check_anchor(method, prior)
     model = prepared(model, family, method)

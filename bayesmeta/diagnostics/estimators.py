@@ -25,7 +25,7 @@ from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
-from bayesmeta.prior import Prior
+from bayesmeta.prior import Prior, with_values
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
 
@@ -207,13 +207,7 @@ def compare_estimators(
     paths = reference_paths
     counts = {"repeats": (repeats, 2), "reference_paths": (paths, 4), "batch": (batch, 1)}
     _check(methods, generator, counts)
-    if not isinstance(prior, Prior):
-        raise InputError(
-            f"prior is a {type(prior).__name__}: give a bm.Prior with values, such as "
-            "fit.fitted_prior"
-        )
-    if not prior.free:
-        raise InputError("this prior has no values: use .at(mean=, variance=)")
+    prior = with_values(prior)
     targets = _targets(methods, reference)
     bench = Bench(model, prior, *_sets(family, methods, query, generator), batch)
     device = generator.device

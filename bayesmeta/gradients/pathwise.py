@@ -21,7 +21,7 @@ from torch.func import vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bayesmeta.gradients.rule import At, Build, Params, Pullback, Rule, Solved, added, nothing
-from bayesmeta.inner.loop import CODE, Adapted, Algorithm, Station, adapt
+from bayesmeta.inner.loop import CODE, Adapted, Algorithm, Station, adapt, check_switch
 from bayesmeta.results import InputError, Result
 
 
@@ -118,6 +118,7 @@ class SeparatePaths(Rule):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"SeparatePaths({name}={value!r}): give at least 1 path")
+        check_switch(self, "every_pair")
         if self.last is not None:
             _check_last(self, self.last)
         _check_checkpoint(self)

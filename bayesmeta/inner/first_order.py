@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bayesmeta.inner.loop import Algorithm, check_limits, check_number
+from bayesmeta.inner.loop import Algorithm, check_limits, check_number, check_switch
 from bayesmeta.inner.noise import Minibatched
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError
@@ -327,6 +327,7 @@ def check_minibatches(algorithm: Algorithm) -> None:
     Raises:
         InputError: one of these.
     """
+    check_switch(algorithm, "replacement", "dropout")
     name, rows = type(algorithm).__name__, getattr(algorithm, "rows", None)
     if rows is not None and (type(rows) is not int or rows < 1):
         raise InputError(f"{name}(rows={rows!r}): give a whole number of rows, at least 1")

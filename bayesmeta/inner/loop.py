@@ -112,6 +112,18 @@ def check_limits(algorithm: Algorithm) -> None:
     check_number(algorithm, "tolerance", low=0.0, strict=False)
 
 
+def check_switch(choice: object, *names: str) -> None:
+    """Refuse anything but True and False, such as the true word "no".
+
+    Raises:
+        InputError: one of the fields is neither.
+    """
+    for name in names:
+        value = getattr(choice, name, False)
+        if not isinstance(value, bool):
+            raise InputError(f"{type(choice).__name__}({name}={value!r}): give True or False")
+
+
 def check_number(
     algorithm: object, field: str, *, low: float, high: float = math.inf, strict: bool = True
 ) -> None:

@@ -79,7 +79,8 @@ def prior(
     _draw_each(ax, data, top)
     if average is not None:
         ax.plot(x, average, color=COLOURS["posterior"], label="their average")
-    _draw_prior(ax, x, curve, data.prior_mean, top)
+    said = "one value for all tasks" if np.ptp(data.mean) == 0 else "where tasks start"
+    _draw_prior(ax, x, curve, data.prior_mean, top, said)
     ax.plot(
         data.mean,
         np.full(len(data.mean), -0.035 * top),
@@ -165,7 +166,9 @@ def _draw_each(ax: Axes, data: Spread, top: float) -> None:
     )
 
 
-def _draw_prior(ax: Axes, x: Array, curve: Array | None, centre: float, top: float) -> None:
+def _draw_prior(
+    ax: Axes, x: Array, curve: Array | None, centre: float, top: float, said: str
+) -> None:
     colour = COLOURS["prior"]
     if curve is not None:
         ax.fill_between(x, 0.0, curve, color=tint(colour, 0.18), linewidth=0, zorder=0)
@@ -174,11 +177,7 @@ def _draw_prior(ax: Axes, x: Array, curve: Array | None, centre: float, top: flo
     ax.plot(
         [centre, centre], [0.0, 0.85 * top], "--", color=colour, linewidth=1.4, label="prior, sd 0"
     )
-    ax.text(
-        centre,
-        0.93 * top,
-        "one value for all tasks",
-        fontsize=small(ax),
-        ha="center",
-        va="center",
-    )
+    place = (centre - x[0]) / (x[-1] - x[0])
+    # Near an edge the words would run over the axis: they turn inwards.
+    aligned = "left" if place < 0.25 else "right" if place > 0.75 else "center"
+    ax.text(centre, 0.93 * top, said, fontsize=small(ax), ha=aligned, va="center")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bayesmeta.forms import Form
+from bayesmeta.inner.loop import check_switch
 from bayesmeta.results import InputError
 
 
@@ -29,6 +30,7 @@ class Algorithmic:
     samples: int = field(default=200, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_switch(self, "anchored")
         if self.lam is not None and not (self.anchored and self.lam > 0):
             raise InputError(
                 f"Algorithmic(anchored={self.anchored}, lam={self.lam}): lam is the strength of an "
