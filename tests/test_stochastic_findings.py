@@ -124,6 +124,18 @@ def test_runs_that_diverge_are_flagged_though_their_numbers_are_finite():
     assert calm.flagged == []
 
 
+def test_draws_of_a_posterior_of_many_weights_have_not_diverged_from_its_mode():
+    """F is 0 at the start and about 20 nats at its draws, whose slope is not 0 as it was there."""
+    family = bm.TaskFamily.from_tensors(c=torch.zeros(3, 40, dtype=F64))
+    model = bm.Model.from_energy(lambda t, c: 0.5 * (t - c).square().sum(), 40)
+    inner = m.SGLD(0.1, 60, per="task")
+    method = m.Method(m.Algorithmic(samples=30), inner, m.FirstOrder(), m.Validation(None), steps=1)
+    prior = bm.Prior("point", learn="none").at(mean=torch.zeros(40, dtype=F64), variance=0.0)
+    assert bm.fit(model, family, method=method, prior=prior).flagged == []
+    wild = m.SGLD(2.2, 60, per="task")  # |1 − ε| > 1
+    assert len(bm.fit(model, family, method=method.adapting_by(wild), prior=prior).flagged) == 3
+
+
 def test_minibatches_that_hold_every_row_are_refused_before_the_fit():
     family, model = sinusoids()
     for method in (m.stochastic(rows=5), m.two_path(rows=20, support=None)):

@@ -228,7 +228,9 @@ class MetaStep:
         value, gradient = problem.evaluate(problem.start)
         reached, slope = problem.evaluate(adapted.theta)
         steeper = slope.norm(dim=-1) > GROWTH * gradient.norm(dim=-1)
-        diverged = steeper & (reached - value > 1 + value.abs())
+        # A draw of a posterior lies half a nat per weight above its mode, on average.
+        usual = getattr(group.algorithm, "temperature", 0.0) * problem.start.shape[-1]
+        diverged = steeper & (reached - value > 1 + usual + value.abs())
         diverged = diverged & (adapted.result != CODE[Result.nonfinite])
         return replace(adapted, result=torch.where(diverged, CODE[Result.diverged], adapted.result))
 
