@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised import estimate as amortised
+from bayesmeta.amortised.checks import check_anchor, check_minibatches
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.noise import components
@@ -72,6 +73,9 @@ def adapt_tasks(
     if solver == "profile":
         return profile.adapted(model, held(), shared, family, method=method)
     if solver == "amortised":
+        check_minibatches(model, method, family)
+        if method.stochastic:
+            check_anchor(method, held)
         problem = Problem(model, family, held, method, False, generator)
         return amortised.adapted(problem, shared, family)
     method = replace(method, batch=None, reset_every=None, prior_update="gradient")

@@ -148,9 +148,13 @@ def test_a_singular_prior_is_refused_as_an_anchor():
     model = bm.Model(nn.Linear(1, 1), bm.likelihoods.Gaussian())
     flat = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=F64)
     prior = bm.Prior("full", learn="none").at(mean=torch.zeros(2, dtype=F64), covariance=flat)
-    for method in (m.stochastic(algorithm="sgld", anchored=True), m.imaml()):
+    langevin = m.stochastic(algorithm="sgld", anchored=True)
+    for method in (langevin, m.imaml()):
         with pytest.raises(bm.InputError, match="Σ₀ is singular"):
             bm.fit(model, family, method=method, prior=prior)
+    fit = bm.fit(model, family, prior=prior)
+    with pytest.raises(bm.InputError, match="Σ₀ is singular"):
+        fit.adapt(family, method=langevin)
 
 
 def test_a_fitted_start_is_adapted_by_other_algorithms():
