@@ -12,7 +12,7 @@ from bayesmeta.amortised import estimate as amortised
 from bayesmeta.amortised.checks import check_anchor, check_minibatches
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
-from bayesmeta.inner.noise import components
+from bayesmeta.inner.noise import has
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
@@ -60,7 +60,7 @@ def adapt_tasks(
         family: the tasks, in internal units.
         generator: the noise of draws.
     """
-    if any(getattr(part, "dropout", False) for part in components(method.inner)):
+    if has(method.inner, "dropout"):
         model = copy.deepcopy(model)
         install(model)
     model = ready(model, family)

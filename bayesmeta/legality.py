@@ -9,7 +9,7 @@ from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.gradients.pathwise import SeparatePaths
 from bayesmeta.gradients.score import Score
 from bayesmeta.inner.mixture import Mixture
-from bayesmeta.inner.noise import components
+from bayesmeta.inner.noise import components, has
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
@@ -90,7 +90,7 @@ def _refuse_adapted(method: Method) -> None:
     elif isinstance(rule, Direct) and not isinstance(objective, Variational):
         raise InputError("with Q_i held only the Variational objective has an exact gradient: "
                          "use gradient=Implicit()")  # fmt: skip
-    if any(getattr(part, "learn_lr", False) for part in components(inner)) and not rule.needs_path:
+    if has(inner, "learn_lr") and not rule.needs_path:
         raise InputError(
             f"learned step sizes get no gradient from {type(rule).__name__}(), which does not see "
             "the steps: use gradient=Unrolled() or Truncated(k)"

@@ -158,10 +158,16 @@ def test_common_noise_goes_to_quasi_newton_where_the_gradient_is_exact(
     rule, at, outer, monkeypatch
 ):
     called = []
+
+    def spied(name, function):
+        def call(*args, **options):
+            called.append(name)
+            return function(*args, **options)
+
+        return call
+
     for name in ("minimise", "descend"):
-        function = getattr(estimate, name)
-        spied = lambda *a, _f=function, _n=name, **k: called.append(_n) or _f(*a, **k)  # noqa: E731
-        monkeypatch.setattr(estimate, name, spied)
+        monkeypatch.setattr(estimate, name, spied(name, getattr(estimate, name)))
     draws = 1 if isinstance(rule, SeparatePaths) else 3
     method = Method(
         Algorithmic(samples=4), SGLD(0.05, 3, rows=2), rule, Validation(None, at=at),

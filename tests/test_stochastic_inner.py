@@ -195,10 +195,10 @@ def test_preconditioned_langevin_by_its_formula():
         0.05, 6, temperature=0.5, per="task", preconditioned=True, decay=0.8, damping=0.1
     )
     problem = noisy(problem, algorithm)
-    theta = problem.start
+    theta, v = problem.start, None
     for step in range(6):
         slope = problem.gradient(theta)
-        v = slope**2 if step == 0 else 0.8 * v + 0.2 * slope**2  # noqa: F821
+        v = 0.8 * (slope**2 if step == 0 else v) + 0.2 * slope**2
         d = 1 / (0.1 + v**0.5)
         jump = (2 * 0.05 * 0.5 * d) ** 0.5 * problem.noise.normals[:, step]
         theta = theta - 0.05 * d * slope + jump

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesmeta.inner.noise import components
+from bayesmeta.inner.noise import components, has
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.objective import Validation
@@ -70,8 +70,7 @@ def check_random(method: Method, family: TaskFamily, *, query: bool) -> None:
     if not method.stochastic or others or family.mask is None:
         return
     rows = getattr(algorithm, "rows", None)
-    other = ("replacement", "dropout", "normals")
-    if rows is None or any(getattr(algorithm, name, False) for name in other):
+    if rows is None or has(algorithm, "replacement", "dropout", "normals"):
         return
     count = family.rows
     objective = method.objective

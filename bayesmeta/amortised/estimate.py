@@ -16,7 +16,7 @@ from bayesmeta.amortised.step import MetaStep, Outcome
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Params
-from bayesmeta.inner.noise import components
+from bayesmeta.inner.noise import has
 from bayesmeta.inner.paths import Paths
 from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS, stream
 from bayesmeta.joint.problem import Estimate, Problem
@@ -336,9 +336,7 @@ def _together(problem: Problem, step: MetaStep, family: TaskFamily) -> int:
     if runs is None or not step.method.stochastic:
         return CHUNK
     data = sum(t[0].numel() for t in family.tensors.values())
-    noisy = any(
-        getattr(p, n, False) for p in components(step.algorithm) for n in ("normals", "dropout")
-    )
+    noisy = has(step.algorithm, "normals", "dropout")
     numbers = data + problem.model.dim * (1 + step.algorithm.steps * noisy)
     return max(1, min(CHUNK, LARGEST // (runs * numbers)))
 

@@ -12,7 +12,7 @@ from bayesmeta.amortised.audit import audited
 from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import LEARNED_STEPS, MetaStep, Outcome
-from bayesmeta.inner.noise import components
+from bayesmeta.inner.noise import has
 from bayesmeta.inner.paths import Paths
 from bayesmeta.method import Method
 from bayesmeta.models import Model
@@ -136,7 +136,7 @@ def prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
     model = copy.deepcopy(model).to(device=family.device, dtype=dtype)
     inner = None if method is None else method.inner
-    if any(getattr(part, "dropout", False) for part in components(inner)):
+    if has(inner, "dropout"):
         install(model)
     model = ready(model, family)
     learned = learned_steps(model, method)

@@ -315,7 +315,6 @@ def _pulled_along(
     walks: Sequence[_Walk], cotangents: Tensor, gradients: Params
 ) -> tuple[Params, Solved]:
     """∂M at the points held, with what every path pulls back, task by task for θ₀."""
-    tasks = cotangents.shape[1]
     flat = cotangents.reshape(-1, cotangents.shape[-1])
     for walk in walks:
         found, _ = walk.pull(flat[walk.group.paths])
@@ -325,4 +324,4 @@ def _pulled_along(
         by_task = torch.zeros_like(gradients["anchor"]["mean"])
         by_task = by_task.index_add(0, walk.group.tasks, found["anchor"]["mean"])
         gradients = added(gradients, found | {"anchor": {"mean": by_task}})
-    return gradients, Solved.none(gradients["anchor"]["mean"][:tasks])
+    return gradients, Solved.none(gradients["anchor"]["mean"])

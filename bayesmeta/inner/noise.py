@@ -40,12 +40,12 @@ class Minibatched:
 
 def is_random(algorithm: Any) -> bool:
     """Whether two runs of an algorithm from one start end in two places."""
-    return any(
-        getattr(part, "rows", None) is not None
-        or getattr(part, "dropout", False)
-        or getattr(part, "normals", False)
-        for part in components(algorithm)
-    ) or hasattr(algorithm, "algorithms")
+    return has(algorithm, "rows", "dropout", "normals") or hasattr(algorithm, "algorithms")
+
+
+def has(algorithm: Any, *names: str) -> bool:
+    """Whether any component of an algorithm has one of these switched on."""
+    return any(getattr(part, name, None) for part in components(algorithm) for name in names)
 
 
 def components(algorithm: Any) -> tuple[Any, ...]:
