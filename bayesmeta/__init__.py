@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesmeta import diagnostics as diagnostics
     from bayesmeta import families as families
+    from bayesmeta import images as images
     from bayesmeta import likelihoods as likelihoods
     from bayesmeta import methods as methods
     from bayesmeta import models as models
@@ -47,7 +48,7 @@ _HOME = {
     "TaskBatch": "tasks",
     "TaskFamily": "tasks",
 }
-_MODULES = ("diagnostics", "families", "likelihoods", "methods", "models", "plots")
+_MODULES = ("diagnostics", "families", "images", "likelihoods", "methods", "models", "plots")
 
 
 def __getattr__(name: str) -> Any:

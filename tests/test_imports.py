@@ -16,7 +16,7 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 # From the bottom up. A module may import from lines below its own, and from its own folder.
 LAYERS = """
     results
-    atomic
+    atomic images
     spectral
     tasks gaussian empirical likelihoods
     splits forms tables derivatives
