@@ -130,20 +130,21 @@ def _of_arrays(path: Path, table: Path) -> Drawings:
             f"{DRAWINGS}, {SIDE}, {SIDE})"
         )
     names = _names(table)
-    if sorted(names) != list(range(len(paper))):
+    indices = sorted(index for _, index in names)
+    if indices != list(range(len(paper))) or len(dict(names)) != len(paper):
         raise InputError(
-            f"{table} does not give each of the {len(paper)} characters in {path.name} its name "
-            "once: take both files from one place"
+            f"{table} does not give each of the {len(paper)} characters in {path.name} one name of "
+            "its own: take both files from one place"
         )
-    return {name: ~paper[index] for index, name in names.items()}
+    return {name: ~paper[index] for name, index in names}
 
 
-def _names(table: Path) -> dict[int, Name]:
-    """npz_index -> name."""
+def _names(table: Path) -> list[tuple[Name, int]]:
+    """Name and npz_index of every row."""
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {int(row["npz_index"]): (row["alphabet"], row["character"]) for row in rows}
+        return [((row["alphabet"], row["character"]), int(row["npz_index"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(
             f"{table} cannot be read ({type(e).__name__}: {e}): it names the characters, in "
