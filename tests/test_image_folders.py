@@ -136,7 +136,8 @@ def test_what_is_transparent_shows_white_paper(tmp_path):
         ),
         (lambda r: None, {"size": 0}, ("size", "0")),
         (lambda r: None, {"size": 8.0}, ("size", "8.0")),
-        (lambda r: None, {"split": "../x"}, ("no split '../x'",)),
+        (lambda r: save(r / "ant/a/1.png", 0), {"split": "ant/.."}, ("no split 'ant/..'",)),
+        (lambda r: None, {"split": ".."}, ("no split '..'",)),
     ],
 )
 def test_folders_refuse(animals, spoil, options, words):

@@ -156,6 +156,8 @@ def test_the_fingerprint_sees_labels_names_shape_and_dtype():
     ]
     prints = {x.fingerprint() for x in [images, *others]}
     assert len(prints) == 5
+    same_bytes = [images.values.to(t) * 0 for t in (torch.float16, torch.bfloat16)]
+    assert len({Images(v, images.labels, NAMES, "test").fingerprint() for v in same_bytes}) == 2
     assert Images(images.values, images.labels, NAMES, "other").fingerprint() in prints
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bayesmeta.images import omniglot, omniglot_runs
 from bayesmeta.images.archives import LARGEST
+from bayesmeta.images.pixels import inked
 from bayesmeta.results import InputError
 
 # Written in an order that is not that of the names.
@@ -127,6 +128,12 @@ def test_drawings_are_resized_with_antialiasing(root):
     assert omniglot(root).shape == (1, 28, 28)
     with refuses("size is a number of pixels", "0"):
         omniglot(root, size=0)
+
+
+def test_more_drawings_than_are_resized_at_a_time():
+    drawings = torch.rand(1203, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    one_by_one = torch.cat([inked(drawing[None], 3) for drawing in drawings[[0, 999, 1000, 1202]]])
+    assert torch.equal(inked(drawings, 3)[[0, 999, 1000, 1202]], one_by_one)
 
 
 def test_nothing_found_says_where_it_looked_and_how_to_get_it(tmp_path):

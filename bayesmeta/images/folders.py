@@ -88,10 +88,11 @@ def _files(root: Path, split: str | None) -> Files:
                 f'{root} is split into {", ".join(splits)}: say which to read, split="{splits[0]}"'
             )
         return _of_folders(root)
-    if PurePath(split).name == split and (root / f"{split}.csv").is_file():
-        return _of_table(root / f"{split}.csv", root / "images")
-    if PurePath(split).name == split and (root / split).is_dir():
-        return _of_folders(root / split)
+    here = {path.name: path for path in root.iterdir()}  # so that ".." is none of them
+    if f"{split}.csv" in here:
+        return _of_table(here[f"{split}.csv"], root / "images")
+    if split in here and here[split].is_dir():
+        return _of_folders(here[split])
     raise InputError(
         f"{root} has no split {split!r}: neither a table {split}.csv nor a folder {split}/ is there"
     )
