@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bayesmeta import plots as plots
     from bayesmeta.amortised.meta_gradient import MetaGradient as MetaGradient
     from bayesmeta.amortised.meta_gradient import meta_gradient as meta_gradient
+    from bayesmeta.few_shot import FewShot as FewShot
     from bayesmeta.fit import Fit as Fit
     from bayesmeta.fit import fit as fit
     from bayesmeta.fit import load as load
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from bayesmeta.prior import Prior as Prior
     from bayesmeta.pyro_bridge import nuts as nuts
     from bayesmeta.results import InputError as InputError
+    from bayesmeta.resuming import Checkpoint as Checkpoint
+    from bayesmeta.streams import TaskStream as TaskStream
     from bayesmeta.tasks import TaskBatch as TaskBatch
     from bayesmeta.tasks import TaskFamily as TaskFamily
 
@@ -37,6 +40,7 @@ __version__ = "0.1.0"
 _HOME = {
     "MetaGradient": "amortised.meta_gradient",
     "meta_gradient": "amortised.meta_gradient",
+    "FewShot": "few_shot",
     "Fit": "fit",
     "fit": "fit",
     "load": "fit",
@@ -45,6 +49,8 @@ _HOME = {
     "Prior": "prior",
     "nuts": "pyro_bridge",
     "InputError": "results",
+    "Checkpoint": "resuming",
+    "TaskStream": "streams",
     "TaskBatch": "tasks",
     "TaskFamily": "tasks",
 }

@@ -21,7 +21,7 @@ from bayesmeta.models.dropout import install
 from bayesmeta.models.matching import ready
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError, Result
-from bayesmeta.tasks import TaskFamily
+from bayesmeta.tasks import TableInfo, TaskFamily
 
 VAGUE = 1e3
 IDENTIFIED = 0.1
@@ -41,6 +41,24 @@ def check_values(model: Model, family: TaskFamily) -> None:
             )
     y, options = model.response(family.tensors), model.options(family.tensors)
     model.likelihood.check(y, family.mask, names=family.names, **options)
+
+
+def check_reading(ours: TableInfo | None, family: TaskFamily) -> None:
+    """Refuse a family that was read from a table otherwise than the fitted one.
+
+    Raises:
+        InputError: other columns, coding or response.
+    """
+    theirs = family.table
+    if ours is None or theirs is None or ours is theirs:
+        return
+    for what in ("columns", "adapted", "coding", "response"):
+        wanted, got = getattr(ours, what), getattr(theirs, what)
+        if wanted != got and not (what == "response" and "y" not in family.tensors):
+            raise InputError(
+                f"the new table was read with other {what} than the fitted one ({got}, not "
+                f"{wanted}): read it with fit.read(data)"
+            )
 
 
 def adapt_tasks(

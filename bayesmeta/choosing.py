@@ -45,6 +45,21 @@ def default_prior(prior: Prior | None, method: Method, model: Model, family: Tas
     return Prior(methods.default_form(model.dim))
 
 
+def check_stream(method: Method | None, query: TaskFamily | None) -> None:
+    """Refuse what a stream of tasks cannot do.
+
+    Raises:
+        InputError: free Q_i, which are stored per task, or query sets beside the stream's own.
+    """
+    if method is None or isinstance(method.posterior, Free):
+        raise InputError(
+            "a stream of tasks never ends, so no task's posterior can be stored and descended on: "
+            "give method=, one that adapts (bm.methods.imaml(...), maml, variational_imaml, …)"
+        )
+    if query is not None:
+        raise InputError("a stream brings its own query sets: leave query= out")
+
+
 def checked_query(
     query: TaskFamily | None, family: TaskFamily, method: Method, model: Model
 ) -> TaskFamily | None:
@@ -142,6 +157,7 @@ def _choose_adapted(problem: Problem) -> str:
     if method.solver in ("exact", "gradient"):
         raise InputError(f'solver="{method.solver}" is for free Q_i: leave solver= out')
     few = isinstance(method.objective, Evidence) and profile.applies(problem)
+    few = few and problem.stream is None
     # Who asks for an outer loop of another kind, or for other inner steps, gets them.
     few = few and method.optimiser == "auto" and not method.compile
     few = few and isinstance(method.inner, Newton) and isinstance(method.gradient, Implicit)

@@ -81,3 +81,19 @@ def _without_graph() -> bool:
         or torch.is_inference_mode_enabled()
         or functorch.peek_interpreter_stack() is not None
     )
+
+
+def readable(values: Tensor) -> bool:
+    """Whether its numbers can be looked at without waiting for a device, or breaking a transform.
+
+    Example:
+        >>> readable(torch.ones(2))
+        True
+    """
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    while functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            return False
+        values = functorch.get_unwrapped(values)
+    return True

@@ -15,7 +15,13 @@ from bayesmeta import checkpoint, methods
 from bayesmeta.adapting import check_values
 from bayesmeta.amortised import estimate as amortised
 from bayesmeta.amortised.meta_gradient import prepared
-from bayesmeta.choosing import checked_prior, checked_query, choose, default_prior
+from bayesmeta.choosing import (
+    check_stream,
+    checked_prior,
+    checked_query,
+    choose,
+    default_prior,
+)
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint import exact, gradient, profile
@@ -23,11 +29,15 @@ from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.objective import Validation
 from bayesmeta.outer import Callback
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
+from bayesmeta.ranks import Ranks
 from bayesmeta.results import InputError, Result
+from bayesmeta.resuming import Checkpoint
 from bayesmeta.standardise import Standardisation
+from bayesmeta.streams import STEP_TASKS, TaskStream
 from bayesmeta.tasks import TaskFamily
 
 __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
@@ -45,7 +55,7 @@ SOLVERS: dict[str, ModuleType] = {
 
 def fit(
     model: Model,
-    family: TaskFamily,
+    family: TaskFamily | TaskStream,
     *,
     method: Method | None = None,
     prior: Prior | None = None,
@@ -55,6 +65,7 @@ def fit(
     reml: bool = False,
     standardise: bool | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Fit N(θ₀, Σ₀), ψ and a posterior for every task.
 
@@ -62,7 +73,8 @@ def fit(
 
     Args:
         model: f(θ, task); a copy is fitted, in the family's dtype.
-        family: the tasks.
+        family: the tasks, or a stream of them (`bm.FewShot`): then every outer step draws new ones,
+            `batch=` of the method or 16, and the posteriors are of so many more.
         method: default `bm.methods.joint()`, with diagonal Q_i beyond 50 weights.
         prior: form of Σ₀, hyper-prior, and what is learned. Default: for joint and laplace
             `bm.Prior("full")`, diagonal beyond 50 weights; for methods that learn no Σ₀ the one
@@ -76,6 +88,8 @@ def fit(
         standardise: centre and scale x, and y where it is real, before fitting. Default: for
             families from a table whose prediction is not linear in its weights.
         callbacks: called with (step, steps, M in nats).
+        checkpoint: `bm.Checkpoint(folder)`, where a fit by adam or sgd writes where it stands, and
+            from where the same call goes on.
 
     Raises:
         InputError: model, family, prior and method do not go together; the sentence says why.
@@ -92,11 +106,18 @@ def fit(
     _refuse_wrong_types(model, family, method, prior)
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must lie between 0 and 2**63, not {seed}")
+    stream, generator = None, torch.Generator().manual_seed(seed)
     family = family if device is None else family.to(device=device)
+    if isinstance(family, TaskStream):
+        check_stream(method, query)
+        assert method is not None
+        stream = family
+        family, query = stream.family(method.batch or STEP_TASKS, generator)
     model = _prepared(model, family, method)
     if method is None:
         method = methods.joint(covariance=methods.default_form(model.dim))
-    query = checked_query(query, family, method, model)
+    if stream is None or isinstance(method.objective, Validation):
+        query = checked_query(query, family, method, model)
     prior = default_prior(prior, method, model, family)
     standardisation = _standardisation(model, family, standardise)
     inside = family if standardisation is None else standardisation.apply(family)
@@ -106,10 +127,13 @@ def fit(
         _initialise(model, inside)
     notes = list(family.table.notes) if family.table else []
     prior = checked_prior(prior, method, model, family, notes)
-    generator = torch.Generator().manual_seed(seed)
     if query is not None and standardisation is not None:
         query = standardisation.apply(query)
-    problem = Problem(model, inside, prior, method, reml, generator, callbacks, query)
+    identity = _identity(model, stream or family, method, prior, seed)
+    written = checkpoint and checkpoint.of(identity, writes=Ranks.present().rank == 0)
+    problem = Problem(
+        model, inside, prior, method, reml, generator, callbacks, query, stream, written
+    )
     solver = choose(problem)
     estimate: Estimate = SOLVERS[solver].estimate(problem)
     if not bool(estimate.task_evidence.isfinite().any()):
@@ -140,7 +164,22 @@ def fit(
         trace=estimate.trace.values,
         seconds=time.perf_counter() - started,
         seed=seed,
+        stream=None if stream is None else stream.record(),
     )
+
+
+def _identity(
+    model: Model, family: TaskFamily | TaskStream, method: Method, prior: Prior, seed: int
+) -> dict[str, Any]:
+    """What a fit has in common with one that goes on from where it stood."""
+    data = family.fingerprint() if isinstance(family, TaskFamily) else family.record()
+    return {
+        "method": method.to_json(),
+        "prior": prior.to_json(),
+        "data": data,
+        "seed": seed,
+        "weights": [list(model.adapted), [list(shape) for shape in model.shapes]],
+    }
 
 
 def _prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
@@ -154,7 +193,12 @@ def _prepared(model: Model, family: TaskFamily, method: Method | None) -> Model:
 def _refuse_wrong_types(model: Any, family: Any, method: Any, prior: Any) -> None:
     for name, value, kind, how in (
         ("model", model, Model, "bm.Model(module, likelihood)"),
-        ("family", family, TaskFamily, "bm.TaskFamily.from_csv(...) or another of its makers"),
+        (
+            "family",
+            family,
+            TaskFamily | TaskStream,
+            "bm.TaskFamily.from_csv(...) or another of its makers",
+        ),
         ("method", method, Method | None, "bm.methods.joint(...)"),
         ("prior", prior, Prior | None, 'bm.Prior("diagonal")'),
     ):

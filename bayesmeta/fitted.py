@@ -12,18 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesmeta.adapting import adapt_tasks, vague_estimates
+from bayesmeta.adapting import adapt_tasks, check_reading, vague_estimates
 from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.loop import Algorithm
-from bayesmeta.judging import (
-    certain_notes,
-    evidence_kind,
-    flags,
-    scored_rows,
-    unknown_notes,
-)
+from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows, unknown_notes
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
@@ -34,7 +28,7 @@ from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
-from bayesmeta.tasks import TaskFamily
+from bayesmeta.tasks import TaskBatch, TaskFamily
 
 
 @dataclass(eq=False, repr=False)
@@ -59,6 +53,7 @@ class Fit:
         trace: M in nats per outer step.
         seconds: taken.
         seed: of the noise.
+        stream: what the tasks of outer steps were drawn from; None: from `family`.
     """
 
     model: Model
@@ -77,6 +72,7 @@ class Fit:
     trace: list[float] = field(default_factory=list)
     seconds: float = 0.0
     seed: int = 0
+    stream: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         dim, flagged = len(self.model.names), len(self.flagged)
@@ -159,16 +155,7 @@ class Fit:
         """A family for this fit: tables are read like the fitted one, families must match it."""
         if not isinstance(family, TaskFamily):
             return self.read(family, require_response=require_response)
-        ours, theirs = self.family.table, family.table
-        if ours is None or theirs is None or ours is theirs:
-            return family
-        for what in ("columns", "adapted", "coding", "response"):
-            wanted, got = getattr(ours, what), getattr(theirs, what)
-            if wanted != got and not (what == "response" and "y" not in family.tensors):
-                raise InputError(
-                    f"the new table was read with other {what} than the fitted one ({got}, not "
-                    f"{wanted}): read it with fit.read(data)"
-                )
+        check_reading(self.family.table, family)
         return family
 
     def internal(self, family: TaskFamily) -> TaskFamily:
@@ -176,6 +163,13 @@ class Fit:
         mean = self.posterior.mean
         family = family.to(device=mean.device, dtype=mean.dtype)
         return family if self.standardisation is None else self.standardisation.apply(family)
+
+    def seen(self, family: TaskFamily) -> TaskBatch:
+        """The rows of a family as the model sees them: beside the support rows, where it needs."""
+        batch = self.internal(family).batch()
+        if self.model.batch_norm != "support":
+            return batch
+        return self.model.seen(batch, self.internal(self.family.subset(family.names)).batch())
 
     def adapt(
         self,
@@ -304,7 +298,7 @@ class Fit:
             raise InputError(f"draws must be at least 1, not {draws}")
         inside = self.internal(family)
         generator = torch.Generator().manual_seed(seed)
-        batch = inside.batch()
+        batch = self.seen(family)
         likelihood = self.model.require_likelihood()
         check_modules(self.model, inside)
         with torch.no_grad():
@@ -326,7 +320,7 @@ class Fit:
     def log_likelihood(self, theta: Tensor, family: TaskFamily | None = None) -> Tensor:
         """(draw, task, row) log p(y | θ) in nats of y in original units, 0 at padding."""
         family = self.family if family is None else family
-        batch = self.internal(family).batch()
+        batch = self.seen(family)
         with torch.no_grad():
             rows = self.model.log_prob_rows(theta, batch)
         if self.standardisation is None or batch.mask is None:

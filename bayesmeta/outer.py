@@ -6,6 +6,7 @@ a step whose value or gradient is not finite is not taken, and is counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 from bayesmeta.results import Result
+from bayesmeta.resuming import Checkpoint, Memory, restore, standing
 
 DENSE_LIMIT = 300
 Callback = Callable[[int, int, float], None]
@@ -106,6 +108,8 @@ def descend(
     steps: int,
     callbacks: Sequence[Callback] = (),
     after: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    memory: Memory | None = None,
 ) -> Trace:
     """Minimise a noisy objective, by Adam or SGD, the step size falling to 0 along a cosine.
 
@@ -115,39 +119,60 @@ def descend(
         steps: number of steps.
         callbacks: called with (step, steps, value).
         after: called with the step number after each step.
+        checkpoint: where to go on from, and to write to.
+        memory: what else is to be written, and put back.
     """
     parameters = [p for _, some, _ in groups for p in some]
     if not parameters:
         return _nothing_to_learn(objective(0))
     trace = Trace()
-    steppers = [kind(some, lr=lr) for kind, some, lr in groups if some]
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(s, steps) for s in steppers]
-    values = []
-    for step in range(steps):
+    values = torch.full((steps,), torch.nan, dtype=parameters[0].dtype, device=parameters[0].device)
+    steppers = [(kind(some, lr=lr), lr) for kind, some, lr in groups if some]
+    done = 0
+    if checkpoint is not None and (found := checkpoint.load()) is not None:
+        done, tensors = found
+        restore(tensors, parameters, [stepper for stepper, _ in steppers])
+        values[:done] = tensors["values"].to(values)
+        if memory is not None:
+            memory.restore(tensors)
+    for step in range(done, steps):
         value = objective(step)
         gradients = torch.autograd.grad(value, parameters)
         finite = torch.isfinite(value) & torch.stack([g.isfinite().all() for g in gradients]).all()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            # Zeroing on the device keeps a bad step from being taken without waiting for it.
-            parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
-        before = [p.detach().clone() for p in parameters]
-        for stepper in steppers:
-            stepper.step()
-        with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(torch.where(finite, parameter, old))
-        for schedule in schedules:
-            schedule.step()
-        values.append(torch.where(finite, value.detach(), torch.nan))
+        for stepper, lr in steppers:
+            stepper.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        _take([stepper for stepper, _ in steppers], parameters, gradients, finite)
+        values[step] = torch.where(finite, value.detach(), torch.nan)
         if after is not None:
             after(step)
+        if checkpoint is not None and checkpoint.due(step + 1, steps):
+            own = standing(parameters, [stepper for stepper, _ in steppers])
+            own["values"] = values[: step + 1]
+            checkpoint.save(step + 1, own | ({} if memory is None else memory.tensors()))
         if callbacks and (step % 10 == 9 or step == steps - 1):
             for callback in callbacks:
-                callback(step + 1, steps, float(values[-1]))
-    trace.values = torch.stack(values).tolist() if values else []
+                callback(step + 1, steps, float(values[step]))
+    trace.values = values.tolist()
     trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
     trace.result = Result.nonfinite if trace.skipped == steps else Result.converged
     return trace
+
+
+def _take(
+    steppers: Sequence[torch.optim.Optimizer],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    finite: Tensor,
+) -> None:
+    """One step where all is finite, which the device decides without being waited for."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
+    before = [p.detach().clone() for p in parameters]
+    for stepper in steppers:
+        stepper.step()
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(torch.where(finite, parameter, old))
 
 
 def _nothing_to_learn(value: Tensor) -> Trace:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bayesmeta.devices import usable
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -88,6 +89,12 @@ class TaskBatch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __getitem__(self, which: Tensor | slice) -> TaskBatch:
+        """The batch with task which[i] at place i."""
+        mask = None if self.mask is None else self.mask[which]
+        tensors = {name: tensor[which] for name, tensor in self.tensors.items()}
+        return TaskBatch(tensors, mask, self.index[which], self.rowwise)
 
 
 class TaskFamily:
@@ -168,6 +175,7 @@ class TaskFamily:
 
     def to(self, *, device: Any = None, dtype: torch.dtype | None = None) -> TaskFamily:
         """The same family on another device, floating tensors in another dtype."""
+        device = None if device is None else usable(device)
         tensors = {
             k: v.to(device=device, dtype=dtype if v.is_floating_point() else None)
             for k, v in self.tensors.items()
@@ -196,13 +204,9 @@ class TaskFamily:
 
     def batch(self, index: Tensor | None = None) -> TaskBatch:
         """The tasks at `index`, or all of them."""
-        if index is None:
-            everyone = torch.arange(len(self), device=self.device)
-            return TaskBatch(self.tensors, self.mask, everyone, self.rowwise)
-        index = index.to(self.device)
-        mask = None if self.mask is None else self.mask[index]
-        tensors = {k: v[index] for k, v in self.tensors.items()}
-        return TaskBatch(tensors, mask, index, self.rowwise)
+        everyone = torch.arange(len(self), device=self.device)
+        batch = TaskBatch(self.tensors, self.mask, everyone, self.rowwise)
+        return batch if index is None else batch[index.to(self.device)]
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[TaskBatch]:
         """One pass over the tasks in random order, each task once."""

@@ -44,7 +44,10 @@ def everywhere(model: bm.Model, family: bm.TaskFamily) -> list[str]:
 
 
 MODULES = {
-    "running statistics": (nn.BatchNorm1d(2), ["'1'", "BatchNorm1d", "every call", "LayerNorm"]),
+    "running statistics": (
+        nn.BatchNorm1d(2),
+        ["'1'", "BatchNorm1d", "every call", 'batch_norm="support"'],
+    ),
     "running statistics of instances": (
         nn.InstanceNorm1d(2, track_running_stats=True),
         ["InstanceNorm1d", "shared by all tasks", "track_running_stats=False", ".eval()"],

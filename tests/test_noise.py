@@ -22,7 +22,7 @@ from bayesmeta.inner.loop import adapt
 from bayesmeta.inner.mixture import Mixture
 from bayesmeta.inner.newton import Newton
 from bayesmeta.inner.noise import Noise, draw_noise, is_random
-from bayesmeta.inner.paths import draw_paths, repeated
+from bayesmeta.inner.paths import draw_paths
 from bayesmeta.methods import (
     Algorithmic,
     FirstOrder,
@@ -126,7 +126,7 @@ def test_rows_drawn_with_replacement_are_uniform_and_independent():
 def test_the_mean_over_all_minibatches_is_the_full_gradient(size):
     tasks = family(5, seed=4)
     choices = torch.tensor(list(combinations(range(5), size)))
-    batch = repeated(tasks.batch(), torch.zeros(len(choices), dtype=torch.long))
+    batch = tasks.batch()[torch.zeros(len(choices), dtype=torch.long)]
     whole = regression_problem(tasks, likelihoods.Gaussian(0.5))
     theta = torch.tensor([[0.3, -0.7]], dtype=F64)
     start = whole.start.expand(len(choices), -1)

@@ -1,199 +1,39 @@
-"""The outer loop over (θ₀, Σ₀, ψ) of a method whose Q_i is a function of them."""
+"""A fit of (θ₀, Σ₀, ψ) whose Q_i is a function of them: the descent, then every task's own Q_i."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
+from bayesmeta.amortised.descent import Descent
 from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
-from bayesmeta.amortised.step import MetaStep, Outcome
+from bayesmeta.amortised.step import MetaStep
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Params
 from bayesmeta.inner.noise import has
-from bayesmeta.inner.paths import Paths
-from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS, stream
+from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS
 from bayesmeta.joint.problem import Estimate, Problem
-from bayesmeta.objective import Evidence, Validation, Variational, total
-from bayesmeta.outer import Trace, descend, minimise
-from bayesmeta.prior import Prior
-from bayesmeta.results import InputError, Result
-from bayesmeta.splits import Split, splittable
+from bayesmeta.objective import Evidence, Validation, Variational
+from bayesmeta.results import Result
+from bayesmeta.splits import splittable
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
-START_SD = 0.3
-NOISY_STEPS = 5000
-DETERMINISTIC_STEPS = 500
 CHUNK = 2000
 FAILURES = (Result.nonfinite, Result.diverged)
 LARGEST = 3_000_000
 """Numbers of all runs of the tasks that are adapted together: weights, and data once per run."""
-SHARED_LR = 0.01
 Sets = tuple[TaskBatch, TaskBatch]
-
-
-class _Fit:
-    """The leaf tensors descended on, and M as a function of them."""
-
-    def __init__(self, problem: Problem) -> None:
-        check_random(problem.method, problem.family, query=problem.query is not None)
-        check_minibatches(problem.model, problem.method, problem.family)
-        check_anchor(problem.method, problem.prior)
-        self.problem, self.method = problem, problem.method
-        self.prior = start_prior(problem)
-        self.shared = {
-            k: v.detach().clone().requires_grad_() for k, v in problem.model.shared.items()
-        }
-        self.step = MetaStep(problem.model, self.prior, self.method, problem.family)
-        self.call: Callable[..., Outcome] = self.step
-        if self.method.compile:
-            self.call = compiled(self.step)
-        self.deterministic = deterministic(problem)
-        self.everyone = problem.family.batch()
-        mean = self.prior.free["mean"].detach()
-        self.solutions: Tensor | None = None
-        if self.method.gradient.warm_start:
-            self.solutions = mean.new_full((len(problem.family), len(mean)), torch.nan)
-
-    def parameters(self) -> list[Tensor]:
-        return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
-
-    def evaluate(self, batch: TaskBatch, both: Sets, noise: Tensor | Paths) -> Tensor:
-        """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
-        free = {k: v.detach() for k, v in self.prior.free.items()}
-        shared = {k: v.detach() for k, v in self.shared.items()}
-        start = None if self.solutions is None else self.solutions[batch.index]
-        params = self.step.params(free, shared, len(batch))
-        outcome = self.call(params, *both, noise, start)
-        if self.solutions is not None:
-            self.solutions[batch.index] = outcome.solved.value
-        tasks = len(self.problem.family)
-        gradients = outcome.gradients
-        by_name = {"mean": gradients["anchor"]["mean"].sum(0), **gradients["covariance"]}
-        pairs = [(p, by_name[k]) for k, p in self.prior.free.items() if p.requires_grad]
-        pairs += [(p, gradients["shared"][k]) for k, p in self.shared.items()]
-        # A linear function with the rule's own derivative, through the value of M.
-        linear = sum(((p - p.detach()) * g).sum() for p, g in pairs)
-        value = total(outcome.values, tasks) + (tasks / len(batch)) * linear
-        learned = self.prior.learn == "all"
-        return value - (self.prior.log_hyperprior() if learned else 0.0)
-
-    def draw(self, batch: TaskBatch, split: Split | None) -> Sets:
-        """Support and query sets of a batch; the same at every step where the method says so."""
-        query = self.problem.query
-        if isinstance(self.method.objective, Validation) and query is not None:
-            return batch, query.batch(batch.index)
-        if split is None:
-            return batch, batch
-        return split.draw(batch, self.problem.generator)
-
-    def drawn(self, batch: TaskBatch, split: Split | None) -> tuple[Sets, Tensor | Paths]:
-        """The sets of a batch, and what is random in one step on them."""
-        both = self.draw(batch, split)
-        mean = self.prior.free["mean"].detach()
-        return both, self.step.noise(both[0], mean, self.problem.generator)
-
-
-def compiled(step: MetaStep) -> Callable[..., Outcome]:
-    """The meta-step as one compiled graph."""
-    return torch.compile(step.__call__, dynamic=False)
-
-
-def deterministic(problem: Problem) -> bool:
-    """Whether M is the same function at every step."""
-    method, objective = problem.method, problem.method.objective
-    if method.batch is not None:
-        return False
-    draws = method.posterior.form.name != "point" and not hasattr(objective, "points")
-    if (draws or method.stochastic) and method.noise == "fresh":
-        return False
-    if not isinstance(objective, Validation) or objective.support is None:
-        return True
-    return problem.query is not None or not objective.fresh
-
-
-def start_prior(problem: Problem) -> Prior:
-    """The given prior, or one around the model's present weights."""
-    prior, model = problem.prior, problem.model
-    blocks = model.blocks.to(model.start.device)
-    if prior.has_values:
-        return prior.like(prior(), blocks)
-    mean = model.start
-    if prior.form.name == "point":
-        return prior.like(Gaussian(mean), blocks)
-    started = prior.like(Gaussian(mean, torch.full_like(mean, START_SD**2)), blocks)
-    if prior.form.name == "lowrank":
-        factor = started.free["factor"]
-        waves = torch.arange(factor.numel(), device=factor.device).add(1).to(factor).sin()
-        with torch.no_grad():
-            factor.copy_(0.1 * START_SD * waves.reshape(factor.shape))
-    return started
-
-
-def _search(fit: _Fit) -> Trace:
-    problem, method = fit.problem, fit.step.method
-    objective = method.objective
-    split = None
-    if isinstance(objective, Validation) and objective.support and problem.query is None:
-        split = Split(problem.family, objective.support)
-    optimiser = method.optimiser
-    if optimiser == "auto":
-        exact = fit.deterministic and method.exact_gradient
-        optimiser = "quasi-newton" if exact else "adam"
-    asked = 'optimiser="quasi-newton"' if optimiser == "quasi-newton" else None
-    if method.noise == "common" and (method.stochastic or method.posterior.form.name != "point"):
-        asked = 'noise="common"'
-    if asked is not None and not fit.deterministic:
-        raise InputError(
-            f"{asked} needs the same M at every step: leave batch= out, use Validation(fresh=False)"
-            ' or support=None, and noise="common" for a Gaussian Q_i or a random algorithm'
-        )
-    fixed = fit.drawn(fit.everyone, split) if fit.deterministic else None
-    if optimiser == "quasi-newton":
-        assert fixed is not None
-        return minimise(
-            lambda: fit.evaluate(fit.everyone, *fixed),
-            fit.parameters(),
-            steps=method.steps or DETERMINISTIC_STEPS,
-            tolerance=method.tolerance * len(problem.family),
-            callbacks=problem.callbacks,
-        )
-    batches = stream(problem, fit.everyone)
-
-    def noisy(step: int) -> Tensor:
-        if fixed is not None:
-            return fit.evaluate(fit.everyone, *fixed)
-        batch = next(batches)
-        return fit.evaluate(batch, *fit.drawn(batch, split))
-
-    steps = method.steps or NOISY_STEPS
-    if optimiser == "sgd":
-        # Papers step along the mean over tasks; ψ, which they do not have, goes with Adam.
-        prior = [p for p in fit.prior.parameters() if p.requires_grad]
-        groups = [
-            (torch.optim.SGD, prior, method.lr / len(problem.family)),
-            (torch.optim.Adam, [*fit.shared.values()], SHARED_LR),
-        ]
-    else:
-        groups = [(torch.optim.Adam, fit.parameters(), method.lr)]
-    return descend(
-        noisy,
-        groups,
-        steps=steps,
-        callbacks=problem.callbacks,
-    )
 
 
 def estimate(problem: Problem) -> Estimate:
     """Minimise M over (θ₀, Σ₀, ψ), then adapt every task on all its rows."""
-    fit = _Fit(problem)
-    trace = _search(fit)
+    fit = Descent(problem)
+    trace = fit.search()
     shared = {k: v.detach() for k, v in fit.shared.items()}
     prior = problem.prior.like(_learned(fit, shared), problem.model.blocks)
     posterior, evidence, results = adapted(
@@ -210,7 +50,7 @@ def estimate(problem: Problem) -> Estimate:
     )
 
 
-def _learned(fit: _Fit, shared: dict[str, Tensor]) -> Gaussian:
+def _learned(fit: Descent, shared: dict[str, Tensor]) -> Gaussian:
     """N(θ₀, Σ₀) as it was learned; where λ is given, Σ₀ = Λ⁻¹ of a task with the mean of rows."""
     gaussian = fit.prior().map(Tensor.detach)
     lam = fit.method.lam
@@ -218,7 +58,7 @@ def _learned(fit: _Fit, shared: dict[str, Tensor]) -> Gaussian:
         return gaussian
     family = fit.problem.family
     rows = 1.0 if family.mask is None else float(family.rows.double().mean())
-    scale = fit.problem.model.paper_scale(fit.everyone, shared)
+    scale = fit.problem.model.paper_scale(family.batch(), shared)
     return Gaussian(gaussian.mean, torch.ones_like(gaussian.mean) * scale / (lam * rows))
 
 
@@ -332,13 +172,13 @@ def _averaged(
 
 def _together(problem: Problem, step: MetaStep, family: TaskFamily) -> int:
     """Tasks to adapt at a time: all their runs are in memory at once."""
-    runs = _samples(step)
+    runs, limit = _samples(step), problem.model.chunk_size or CHUNK
     if runs is None or not step.method.stochastic:
-        return CHUNK
+        return limit
     data = sum(t[0].numel() for t in family.tensors.values())
     noisy = has(step.algorithm, "normals", "dropout")
     numbers = data + problem.model.dim * (1 + step.algorithm.steps * noisy)
-    return max(1, min(CHUNK, LARGEST // (runs * numbers)))
+    return max(1, min(limit, LARGEST // (runs * numbers)))
 
 
 def _unweighted(step: MetaStep) -> MetaStep:

@@ -145,7 +145,8 @@ class MetaStep:
         if isinstance(objective, Evidence):
             kind = getattr(self.method.posterior, "curvature", "hessian")
             return (problem.value(points[0]) + log_volume(problem, points[0], kind))[None]
-        seen = query if isinstance(objective, Validation) else support
+        held_out = isinstance(objective, Validation)
+        seen = self.model.seen(query, support) if held_out else support
         posteriors = self.posterior(problem, points[0])
         if posteriors.is_point:
             posteriors = Gaussian(points)

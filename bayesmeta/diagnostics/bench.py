@@ -15,7 +15,6 @@ from bayesmeta.amortised.step import MetaStep
 from bayesmeta.diagnostics.noisy_means import Sample
 from bayesmeta.gradients.pathwise import SeparatePaths, Unrolled
 from bayesmeta.inner.loop import CODE
-from bayesmeta.inner.paths import repeated
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.models.matching import paired
@@ -91,7 +90,7 @@ class Runner:
         """(estimate, dim) and (estimate,) whether a path broke; waits for the device."""
         tasks = len(self.support)
         copies = torch.arange(tasks, device=self.support.index.device).repeat(count)
-        both = repeated(self.support, copies), repeated(self.query, copies)
+        both = self.support[copies], self.query[copies]
         params = self.step.params(self.free, self.shared, len(copies))
         noise = self.step.noise(both[0], self.free["mean"], generator)
         outcome = self.step(params, *both, noise)

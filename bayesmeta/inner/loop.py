@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from bayesmeta.derivatives import readable
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.results import InputError, Result
@@ -222,7 +223,7 @@ class _Loop:
         self.at = _Point(theta, gradient, value.detach(), _norm(gradient))
         self.healthy = self.at.finite() if failed is None else self.at.finite() & ~failed
         self.recording = gradient.requires_grad
-        if self.recording:
+        if self.recording and not (readable(self.healthy) and bool(self.healthy.all())):
             # 0 · NaN is NaN in a backward pass: a broken task walks as a copy of a sound one.
             stand_in = stand_ins(self.healthy)
             problem, theta = reindexed(problem, stand_in), theta[stand_in]
@@ -328,9 +329,6 @@ def stand_ins(sound: Tensor) -> Tensor:
 
 def reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
     """The same problem with task index[i] at place i."""
-    batch = problem.batch
-    mask = None if batch.mask is None else batch.mask[index]
-    tensors = {name: tensor[index] for name, tensor in batch.tensors.items()}
     anchor = problem.anchor
     if anchor is not None:
         # Σ₀ is common to the tasks unless it has a task axis of its own.
@@ -342,7 +340,7 @@ def reindexed(problem: InnerProblem, index: Tensor) -> InnerProblem:
         anchor = Gaussian(anchor.mean[index], diagonal, factor)
     return replace(
         problem,
-        batch=replace(batch, tensors=tensors, mask=mask, index=batch.index[index]),
+        batch=problem.batch[index],
         start=problem.start[index],
         anchor=anchor,
         noise=None if problem.noise is None else problem.noise[index],

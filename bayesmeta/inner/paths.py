@@ -36,7 +36,7 @@ class Group:
 
     def support(self, batch: TaskBatch) -> TaskBatch:
         """The support set of every path."""
-        return repeated(batch, self.tasks)
+        return batch[self.tasks]
 
     def where(self, chosen: Tensor) -> Group:
         """Some of the paths; `chosen` (path,) positions in this group."""
@@ -70,6 +70,24 @@ class Paths:
                     half.append(group.where(index))
         return tuple(halves[0]), tuple(halves[1])
 
+    def part(self, which: Tensor, tasks: int) -> Paths:
+        """The paths of some tasks of the batch, numbered as a batch of those tasks alone.
+
+        Args:
+            which: (chosen,) positions of the tasks.
+            tasks: in the batch.
+        """
+        groups = []
+        for group in self.groups:
+            place = torch.full((tasks,), -1, device=group.tasks.device)
+            place[which] = torch.arange(len(which), device=place.device)
+            kept = group.where((place[group.tasks] >= 0).nonzero().flatten())
+            if len(kept.paths):
+                own = place[kept.tasks]
+                paths = (kept.paths // tasks) * len(which) + own
+                groups.append(replace(kept, paths=paths, tasks=own))
+        return Paths(self.draws, tuple(groups))
+
 
 def draw_paths(
     algorithm: Any,
@@ -102,14 +120,7 @@ def draw_paths(
     groups = []
     for part, paths in parts:
         tasks = (paths % len(support)).to(support.index.device)
-        batch = repeated(support, tasks)
+        batch = support[tasks]
         noise = draw_noise(part, model, batch, like.expand(len(paths), -1), generator)
         groups.append(Group(part, paths.to(tasks.device), tasks, noise))
     return Paths(draws, tuple(groups))
-
-
-def repeated(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
-    """The batch with task tasks[i] at place i."""
-    mask = None if batch.mask is None else batch.mask[tasks]
-    tensors = {name: tensor[tasks] for name, tensor in batch.tensors.items()}
-    return replace(batch, tensors=tensors, mask=mask, index=batch.index[tasks])

@@ -8,7 +8,6 @@ to a quasi-Newton minimiser, the others to Adam.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
+from bayesmeta.streams import Passes
 from bayesmeta.tasks import TaskBatch
 
 START_SD = 0.3
@@ -224,7 +224,7 @@ def _search(descent: _Descent) -> Trace:
             tolerance=method.tolerance,
             callbacks=problem.callbacks,
         )
-    batches = stream(problem, descent.everyone)
+    batches = Passes(problem.family, method.batch, problem.generator)
     steps = method.steps or NOISY_STEPS
     rise = 0 if descent.affine else method.warmup * steps
 
@@ -242,16 +242,6 @@ def _search(descent: _Descent) -> Trace:
         callbacks=problem.callbacks,
         after=descent.reset,
     )
-
-
-def stream(problem: Problem, everyone: TaskBatch) -> Iterator[TaskBatch]:
-    """Batches of tasks without end; each pass takes every task once."""
-    size = problem.method.batch
-    while True:
-        if size is None or size >= len(everyone):
-            yield everyone
-        else:
-            yield from problem.family.batches(size, problem.generator)
 
 
 def _bound(descent: _Descent) -> Tensor:

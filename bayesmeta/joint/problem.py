@@ -16,6 +16,8 @@ from bayesmeta.models import Model
 from bayesmeta.outer import Callback, Trace
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
+from bayesmeta.resuming import Checkpoint
+from bayesmeta.streams import TaskStream
 from bayesmeta.tasks import TaskFamily
 
 
@@ -32,6 +34,8 @@ class Problem:
         generator: the noise of draws and batches.
         callbacks: called with (step, steps, M).
         query: the query sets, task by task, when they are not split off the tasks' rows.
+        stream: what the tasks of outer steps are drawn from, in the place of the family.
+        checkpoint: where the outer loop writes where it stands.
     """
 
     model: Model
@@ -42,6 +46,8 @@ class Problem:
     generator: torch.Generator
     callbacks: Sequence[Callback] = ()
     query: TaskFamily | None = None
+    stream: TaskStream | None = None
+    checkpoint: Checkpoint | None = None
 
     def with_prior(self, prior: Prior) -> Problem:
         """The same problem under another prior."""

@@ -6,7 +6,7 @@ energy is written by the user; `torch.func.vmap` makes it one for all tasks and 
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bayesmeta.likelihoods import Likelihood
+from bayesmeta.models.normalisation import CONTEXT, COUNTED, frozen_on, in_context, with_policy
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
@@ -38,6 +39,9 @@ class Model(nn.Module):
             every other parameter is shared by all tasks.
         names: one name per coordinate of θ; by default "weight[0,1]" and the like.
         spec: how the library built the module, for the run record; None for a user's module.
+        chunk_size: so many tasks at a time, which bounds memory; None: all.
+        batch_norm: whose statistics the module's batch normalisation uses: "support",
+            "transductive" or "frozen"; see `models.normalisation`. None leaves the module as it is.
 
     Raises:
         InputError: `adapt` names nothing, or `names` has the wrong length.
@@ -57,13 +61,17 @@ class Model(nn.Module):
         names: Sequence[str] | None = None,
         spec: dict[str, Any] | None = None,
         chunk_size: int | None = None,
+        batch_norm: str | None = None,
     ) -> None:
         super().__init__()
         if likelihood is not None and not isinstance(likelihood, Likelihood):
             raise InputError(
                 f"the likelihood is {likelihood!r}: give one, such as bm.likelihoods.Gaussian()"
             )
+        if batch_norm is not None:
+            module = with_policy(module, batch_norm)
         self.module = module
+        self.batch_norm = batch_norm
         self.likelihood = likelihood
         self.spec = spec
         self.chunk_size = chunk_size
@@ -133,18 +141,36 @@ class Model(nn.Module):
 
     def prediction(self, tensors: Tensors) -> Tensor:
         """(row,) or (row, classes) for one task at the present weights, offset included."""
-        output = self.module(self.inputs(tensors))
+        x, context = self.inputs(tensors), tensors.get(CONTEXT)
+        output = self.module(x if context is None else torch.cat([context, x]))
+        output = output if context is None else output[len(context) :]
         if output.ndim > 1 and getattr(self.likelihood, "name", None) != "categorical":
             output = output.squeeze(-1)
         return output + tensors["offset"] if "offset" in tensors else output
 
+    def frozen_on(self, x: Tensor) -> Model:
+        """This model with batch normalisation held at the statistics of x (row, ...)."""
+        model = copy.deepcopy(self)
+        model.module, model.batch_norm, model.spec = frozen_on(self.module, x), "frozen", None
+        return model
+
+    @classmethod
+    def inputs(cls, tensors: Tensors) -> Tensor:
+        return tensors[cls.inputs_name(tensors)]
+
     @staticmethod
-    def inputs(tensors: Tensors) -> Tensor:
-        return tensors["x"] if "x" in tensors else next(iter(tensors.values()))
+    def inputs_name(tensors: Tensors) -> str:
+        return "x" if "x" in tensors else next(iter(tensors))
+
+    def seen(self, query: TaskBatch, support: TaskBatch) -> TaskBatch:
+        """The query sets as the model is to see them: with their context, or as they are."""
+        if self.batch_norm != "support":
+            return query
+        return in_context(self, query, support, self.inputs_name(query.tensors))
 
     def predict_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """Prediction for one task at θ (dim,)."""
-        return self.at(theta, shared | dropped(tensors), lambda: self.prediction(tensors))
+        return self.at(theta, shared | given(tensors), lambda: self.prediction(tensors))
 
     def log_prob_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """(row,) log p(y | θ, ψ) in nats for one task."""
@@ -152,7 +178,7 @@ class Model(nn.Module):
         y = self.response(tensors)
         return self.at(
             theta,
-            shared | dropped(tensors),
+            shared | given(tensors),
             lambda: likelihood.log_prob(self.prediction(tensors), y, **options),
         )
 
@@ -324,7 +350,9 @@ class Model(nn.Module):
             >>> model.energies(torch.zeros(3, 2), family.batch()).tolist()
             [1.0, 1.0, 1.0]
         """
-        return _EnergyModel(fn, dim, names)
+        from bayesmeta.models.energy import EnergyModel
+
+        return EnergyModel(fn, dim, names)
 
     @classmethod
     def from_pyro(cls, fn: Callable[..., Any]) -> Model:
@@ -338,31 +366,9 @@ class Model(nn.Module):
         return PyroModel(fn)
 
 
-class _EnergyModel(Model):
-    """θ is the only parameter; the energy is the user's."""
-
-    def __init__(self, fn: Energy, dim: int, names: Sequence[str] | None) -> None:
-        holder = nn.Module()
-        holder.theta = nn.Parameter(torch.zeros(dim))
-        default = [f"theta[{i}]" for i in range(dim)] if names is None else names
-        super().__init__(holder, None, names=default)
-        self.fn = fn
-        self.takes_mask = "mask" in inspect.signature(fn).parameters
-
-    def bind(self, family: TaskFamily) -> Model:
-        refuse_padding(family, self.takes_mask, "the energy")
-        return self
-
-    def energy(
-        self, theta: Tensor, shared: Tensors, tensors: Tensors, mask: Tensor | None = None
-    ) -> Tensor:
-        options = {"mask": mask} if self.takes_mask else {}
-        return self.fn(theta, *tensors.values(), **options)
-
-
-def dropped(tensors: Tensors) -> Tensors:
-    """What a task's tensors say of dropout layers: see `models.dropout`."""
-    return {name: tensor for name, tensor in tensors.items() if name.endswith(f".{KEEP}")}
+def given(tensors: Tensors) -> Tensors:
+    """Buffers of layers that a task's tensors give: dropped units, rows in statistics."""
+    return {k: tensor for k, tensor in tensors.items() if k.endswith((f".{KEEP}", f".{COUNTED}"))}
 
 
 def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
@@ -373,15 +379,6 @@ def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> lis
         if not any(p == name or p.startswith(name + ".") for p in parameters):
             raise InputError(f"adapt names {name!r}, but the parameters are {list(parameters)}")
     return [p for p in parameters if any(p == n or p.startswith(n + ".") for n in wanted)]
-
-
-def refuse_padding(family: TaskFamily, takes_mask: bool, what: str) -> None:
-    """Say no to ragged tasks where padding would be counted as data."""
-    if family.ragged and not takes_mask:
-        raise InputError(
-            f"tasks differ in their number of rows, and {what} cannot tell padding from data: "
-            "give it an argument mask=, (row,) True on real rows"
-        )
 
 
 def coordinate_names(name: str, parameter: Tensor) -> list[str]:

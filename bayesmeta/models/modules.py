@@ -7,10 +7,11 @@ as it likes, for all tasks at once.
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from bayesmeta.models.model import Model
+from bayesmeta.models.normalisation import TaskNorm
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
 
@@ -29,7 +30,9 @@ def check_modules(model: Model, family: TaskFamily) -> None:
     """
     for path, module in model.named_modules():
         name = path.removeprefix("module.")
-        if isinstance(module, _NormBase):
+        if isinstance(module, TaskNorm):
+            _check_ragged(name, module, family, of_rows=not module.frozen)
+        elif isinstance(module, _NormBase):
             _check_norm(name, module, family)
         elif module.training and _dropout(module) > 0:
             raise InputError(
@@ -42,18 +45,26 @@ def check_modules(model: Model, family: TaskFamily) -> None:
 
 def _check_norm(name: str, module: _NormBase, family: TaskFamily) -> None:
     kind = type(module).__name__
+    advice = "use LayerNorm or GroupNorm, "
+    if isinstance(module, _BatchNorm):
+        advice += 'or say whose statistics it is to use, bm.Model(..., batch_norm="support")'
+    else:
+        advice += "or track_running_stats=False, or call module.eval() to freeze them"
     if module.training and module.track_running_stats:
         raise InputError(
             f"the module {name!r} is a {kind} in training mode, whose running statistics are "
-            "changed by every call and shared by all tasks: use LayerNorm or GroupNorm, or "
-            "track_running_stats=False (each task's own rows), or call module.eval() to freeze them"
+            f"changed by every call and shared by all tasks: {advice}"
         )
     over_rows = "Batch" in kind and (module.training or not module.track_running_stats)
-    if over_rows and family.ragged:
+    _check_ragged(name, module, family, of_rows=over_rows)
+
+
+def _check_ragged(name: str, module: nn.Module, family: TaskFamily, *, of_rows: bool) -> None:
+    if of_rows and family.ragged:
         raise InputError(
-            f"the module {name!r} is a {kind} with statistics over a task's rows, and tasks differ "
-            "in their number of rows, so their padding would count as data: use LayerNorm or "
-            "GroupNorm, or tasks of equal size"
+            f"the module {name!r} is a {type(module).__name__} with statistics over a task's rows, "
+            "and tasks differ in their number of rows, so their padding would count as data: use "
+            "LayerNorm or GroupNorm, or tasks of equal size"
         )
 
 

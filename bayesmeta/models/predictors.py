@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesmeta.likelihoods import Likelihood
+from bayesmeta.models import images
 from bayesmeta.models.model import Model
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
@@ -82,4 +83,6 @@ def from_spec(spec: dict[str, Any], likelihood: Likelihood) -> Model:
             for fan_in, fan_out in zip(spec["widths"], spec["widths"][1:], strict=False):
                 layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
         return Model(nn.Sequential(*layers[:-1]).double(), likelihood, spec=spec)
+    if spec["kind"] in images.KINDS:
+        return images.build(spec)
     raise InputError(f"a model of kind {spec['kind']!r} is not one this version can rebuild")

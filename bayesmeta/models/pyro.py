@@ -17,7 +17,8 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from bayesmeta.models.model import Model, Tensors, coordinate_names, refuse_padding
+from bayesmeta.models.energy import refuse_padding
+from bayesmeta.models.model import Model, Tensors, coordinate_names
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskFamily
 

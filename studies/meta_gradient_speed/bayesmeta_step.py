@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import bayesmeta as bm
-from bayesmeta.amortised.estimate import compiled
+from bayesmeta.amortised.descent import compiled
 from bayesmeta.amortised.step import MetaStep
 from bayesmeta.method import Method
 
