@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import bayesmeta as bm
 from bayesmeta import families, likelihoods
-from bayesmeta.amortised import estimate
+from bayesmeta.amortised import descent
 from bayesmeta.cli import app
 from bayesmeta.diagnostics import check, khat
 from bayesmeta.empirical import Empirical
@@ -167,7 +167,7 @@ def test_common_noise_goes_to_quasi_newton_where_the_gradient_is_exact(
         return call
 
     for name in ("minimise", "descend"):
-        monkeypatch.setattr(estimate, name, spied(name, getattr(estimate, name)))
+        monkeypatch.setattr(descent, name, spied(name, getattr(descent, name)))
     draws = 1 if isinstance(rule, SeparatePaths) else 3
     method = Method(
         Algorithmic(samples=4), SGLD(0.05, 3, rows=2), rule, Validation(None, at=at),
