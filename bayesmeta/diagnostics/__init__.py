@@ -27,13 +27,16 @@ from bayesmeta.diagnostics.estimators import (
     compare_estimators,
 )
 from bayesmeta.diagnostics.evaluations import gradient_evaluations
+from bayesmeta.diagnostics.few_shot import FewShotScores, Scores, few_shot_scores
 from bayesmeta.diagnostics.findings import Finding
 
 __all__ = [
     "Estimator",
     "EstimatorComparison",
+    "FewShotScores",
     "Finding",
     "Khat",
+    "Scores",
     "TraceConvergence",
     "calibration_mean_absolute",
     "calibration_rmse",
@@ -41,6 +44,7 @@ __all__ = [
     "compare_estimators",
     "coverage",
     "expected_calibration_error",
+    "few_shot_scores",
     "gradient_evaluations",
     "khat",
     "predictive_nll",

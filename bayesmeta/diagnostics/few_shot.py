@@ -1,0 +1,194 @@
+"""How well new classes are told apart: accuracy, nats, calibration, by both kinds of statistics.
+
+A network with batch normalisation has two accuracies. *Inductive*: every query image is judged from
+the support set alone, as if it came by itself. *Transductive*: all query images of a task are
+normalised together, so each is judged knowing what the others look like. Both are given, always.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesmeta.amortised.step import MetaStep
+from bayesmeta.diagnostics.calibration import expected_calibration_error
+from bayesmeta.empirical import Empirical
+from bayesmeta.few_shot import FewShot
+from bayesmeta.fit import Fit
+from bayesmeta.gaussian import Gaussian
+from bayesmeta.method import Method
+from bayesmeta.models import Model
+from bayesmeta.models.normalisation import in_context, task_norms
+from bayesmeta.posteriors.free import Free
+from bayesmeta.results import InputError
+from bayesmeta.tasks import TaskBatch
+
+AT_A_TIME = 16
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Query images of many tasks, scored with one kind of statistics.
+
+    Args:
+        accuracy: (task,) share of query images in the right class.
+        nll: (task,) −log p(y) in nats per query image, p the mean over draws of θ.
+        calibration: expected calibration error over all query images, in 15 bins.
+    """
+
+    accuracy: Tensor
+    nll: Tensor
+    calibration: float
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """Mean accuracy over tasks, and the ends of its 95 % interval (normal, over tasks)."""
+        mean = float(self.accuracy.mean())
+        half = Z95 * float(self.accuracy.std()) / len(self.accuracy) ** 0.5
+        return mean, mean - half, mean + half
+
+    def __str__(self) -> str:
+        mean, low, _ = self.interval
+        return (
+            f"{100 * mean:.2f} ± {100 * (mean - low):.2f} %, {float(self.nll.mean()):.4f} nats a "
+            f"query image, calibration error {100 * self.calibration:.2f} %"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotScores:
+    """What a fit makes of new tasks.
+
+    Args:
+        inductive: every query image judged from the support set alone.
+        transductive: the query images of a task normalised together; the same numbers where the
+            model has no batch normalisation with a task's own statistics.
+        tasks: how many.
+        stationarity: (task,) ‖∇F‖ / ‖∇F at θ₀‖ after adaptation, 0 where it was run to the end.
+    """
+
+    inductive: Scores
+    transductive: Scores
+    tasks: int
+    stationarity: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.tasks} tasks (95 % interval over tasks)\n  inductive:    {self.inductive}\n"
+            f"  transductive: {self.transductive}"
+        )
+
+
+def few_shot_scores(
+    fit: Fit,
+    tasks: FewShot,
+    *,
+    count: int = 600,
+    seed: int = 0,
+    draws: int = 16,
+    method: Method | None = None,
+) -> FewShotScores:
+    """Adapt to the support sets of new tasks, and score their query sets.
+
+        p(y | x) = mean_draws p(y | x, θ),  θ ~ Q_i
+
+    Args:
+        fit: with the prior.
+        tasks: over classes that were not trained on.
+        count: how many tasks.
+        seed: of tasks and draws; the same seed is the same tasks for every fit.
+        draws: of θ, where Q_i is not a point.
+        method: to adapt by, in the place of the fit's own.
+
+    Raises:
+        InputError: the classes were trained on, the images have another shape or the tasks other
+            ways than the model, or Q_i is free.
+    """
+    choices = fit.choices if method is None else method
+    _check(fit, tasks, choices)
+    generator = torch.Generator().manual_seed(seed)
+    mean = fit.prior.mean
+    tasks = tasks.like(device=mean.device, dtype=mean.dtype)
+    step = MetaStep(fit.model, fit.fitted_prior, choices, tasks.family(1, _throwaway())[0])
+    parts = []
+    for start in range(0, count, AT_A_TIME):
+        support, query = tasks.draw(min(AT_A_TIME, count - start), generator)
+        parts.append(_scored(fit, step, support, query, draws, generator))
+    pooled = [torch.cat(each) for each in zip(*parts, strict=True)]
+    labels, inductive, transductive, stationarity = pooled
+    return FewShotScores(
+        _summary(inductive, labels), _summary(transductive, labels), count, stationarity
+    )
+
+
+def _throwaway() -> torch.Generator:
+    """For a task of which only the shapes count."""
+    return torch.Generator().manual_seed(0)
+
+
+def _check(fit: Fit, tasks: FewShot, method: Method) -> None:
+    if isinstance(method.posterior, Free):
+        raise InputError(
+            "free Q_i are not adapted by an algorithm: give method=, such as bm.methods.maml(...)"
+        )
+    ways = getattr(fit.model.likelihood, "classes", None)
+    if ways != tasks.ways:
+        raise InputError(f"the model tells {ways} classes apart, the tasks have {tasks.ways} ways")
+    trained = (fit.stream or {}).get("classes")
+    if trained is not None:
+        tasks.refuse_overlap(set(trained))
+    shape = (fit.stream or {}).get("shape")
+    if shape is not None and list(tasks.shape) != list(shape):
+        raise InputError(f"images are {tasks.shape}, those trained on {tuple(shape)}: resize them")
+
+
+def _scored(
+    fit: Fit,
+    step: MetaStep,
+    support: TaskBatch,
+    query: TaskBatch,
+    draws: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels (task, row), log p (task, row, class) of both kinds, and the stationarity (task,)."""
+    model = fit.model
+    shared = {k: v.detach() for k, v in model.shared.items()}
+    free = {k: v.detach() for k, v in fit.fitted_prior.free.items()}
+    with torch.no_grad():
+        params = step.params(free, shared, len(support))
+        noise = step.noise(support, free["mean"], generator)
+        posterior, adapted = step.adapt(params, support, noise)
+        problem = step.build(support)(params)
+        first = problem.gradient(problem.start).norm(dim=-1)
+        theta = _draws(posterior, draws, generator)
+        together = _log_probabilities(model, theta, query)
+        alone = together
+        if any(True for _ in task_norms(model)):
+            seen = in_context(model, query, support, model.inputs_name(query.tensors))
+            alone = _log_probabilities(model, theta, seen)
+    return model.response(query.tensors), alone, together, adapted.residual / first
+
+
+def _draws(posterior: Gaussian | Empirical, draws: int, generator: torch.Generator) -> Tensor:
+    """(draw, task, dim): one where Q_i is a point."""
+    if isinstance(posterior, Gaussian) and posterior.is_point:
+        return posterior.mean[None]
+    return posterior.sample(draws, generator)
+
+
+def _log_probabilities(model: Model, theta: Tensor, query: TaskBatch) -> Tensor:
+    """(task, row, class) log of the mean over draws of the class probabilities."""
+    # One draw at a time: all at once would need the memory of as many networks.
+    parts = [model.predict(one, query).log_softmax(-1) for one in theta]
+    return torch.stack(parts).logsumexp(0) - torch.tensor(float(len(parts))).log()
+
+
+def _summary(log_probabilities: Tensor, labels: Tensor) -> Scores:
+    right = log_probabilities.argmax(-1) == labels
+    nll = -log_probabilities.gather(-1, labels[..., None])[..., 0]
+    probabilities = log_probabilities.exp().flatten(0, 1)
+    error = expected_calibration_error(probabilities, labels.flatten())
+    return Scores(right.double().mean(1), nll.double().mean(1), error)
