@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
+from bayesmeta.amortised.memory import within_memory
 from bayesmeta.amortised.step import MetaStep, Outcome
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.paths import Paths
@@ -84,6 +85,11 @@ class Descent:
         mean = self.prior.free["mean"].detach()
         self.solutions: Tensor | None = None
         if self.method.gradient.warm_start:
+            if problem.stream is not None:
+                raise InputError(
+                    "warm_start=True starts a task's solve where its last one ended, and the tasks "
+                    "of a stream never come again: leave it out"
+                )
             self.solutions = mean.new_full((len(problem.family), len(mean)), torch.nan)
 
     def parameters(self) -> list[Tensor]:
@@ -94,7 +100,7 @@ class Descent:
         mine = self.ranks.share(len(tasks))
         sums: list[Tensor] = []
         for part in mine.split(self.problem.model.chunk_size or len(tasks)):
-            found = self._sums(tasks[part])
+            found = within_memory(lambda which: self._sums(tasks[which]), part)
             sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         value, *gradients = self.ranks.summed(sums)
         # A linear function with the rule's own derivative, through the value of M.
