@@ -30,6 +30,9 @@ def conv4(
 
         4 × [3 × 3 convolution, batch normalisation, ReLU, half the size], then one linear layer
 
+    The convolutions have no biases, which the normalisation would take away again: their gradient is
+    rounding, and Adam would make steps of full length of it.
+
     Args:
         ways: classes of a task.
         shape: (channel, height, width) of an image.
@@ -46,7 +49,7 @@ def conv4(
     Example:
         >>> model = conv4(5)
         >>> model.dim, model.adapted[0]
-        (113221, 'conv1.weight')
+        (112965, 'conv1.weight')
     """
     spec = {"kind": "conv4", "ways": ways, "shape": list(shape), "filters": filters, "pool": pool}
     return _model(spec, batch_norm, seed, chunk_size)
@@ -92,7 +95,9 @@ def _convolutions(spec: dict[str, Any]) -> nn.Sequential:
     filters, pool = spec["filters"], spec["pool"]
     module = nn.Sequential()
     for i in range(HALVINGS):
-        convolution = nn.Conv2d(channels, filters, KERNEL, padding=1, stride=1 if pool else 2)
+        convolution = nn.Conv2d(
+            channels, filters, KERNEL, padding=1, stride=1 if pool else 2, bias=False
+        )
         module.add_module(f"conv{i + 1}", convolution)
         module.add_module(f"norm{i + 1}", nn.BatchNorm2d(filters))
         module.add_module(f"relu{i + 1}", nn.ReLU())
@@ -114,7 +119,7 @@ def _linears(spec: dict[str, Any]) -> nn.Sequential:
     module.add_module("flatten", nn.Flatten())
     inputs = math.prod(spec["shape"])
     for i, width in enumerate(spec["widths"]):
-        module.add_module(f"linear{i + 1}", nn.Linear(inputs, width))
+        module.add_module(f"linear{i + 1}", nn.Linear(inputs, width, bias=False))
         module.add_module(f"norm{i + 1}", nn.BatchNorm1d(width))
         module.add_module(f"relu{i + 1}", nn.ReLU())
         inputs = width
