@@ -30,8 +30,8 @@ def conv4(
 
         4 × [3 × 3 convolution, batch normalisation, ReLU, half the size], then one linear layer
 
-    The convolutions have no biases, which the normalisation would take away again: their gradient is
-    rounding, and Adam would make steps of full length of it.
+    The convolutions have no biases, which the normalisation would take away again: their gradient
+    is rounding, and Adam would make steps of full length of it.
 
     Args:
         ways: classes of a task.
