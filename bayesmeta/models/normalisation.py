@@ -105,13 +105,21 @@ def with_policy(module: nn.Module, policy: str) -> nn.Module:
         for name, layer in module.named_modules(remove_duplicate=False)
         if isinstance(layer, _BatchNorm)
     ]
-    if not layers and not any(True for _ in task_norms(module)):
+    earlier = [name for name, _ in task_norms(module)]
+    if not layers and not earlier:
         raise InputError(
             f"batch_norm={policy!r}, and the module has no nn.BatchNorm layer: leave it out"
+        )
+    if policy == "frozen" and earlier:
+        raise InputError(
+            f"the layer {earlier[0]!r} takes statistics of a task's rows already, and has none of "
+            "its own to freeze: use model.frozen_on(x), with rows x to take them from"
         )
     for name, layer in layers:
         if policy == "frozen":
             _check_frozen(name, layer)
+        if layer is module:
+            return TaskNorm(layer, frozen=policy == "frozen")
         parent = module.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], TaskNorm(layer, frozen=policy == "frozen"))
     return module
