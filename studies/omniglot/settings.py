@@ -115,7 +115,7 @@ TABLE = (
     Cell("fomaml", "table", "first-order MAML", "fomaml", {"steps": 1, "lr": 0.4} | OUTER, 3000),
     Cell(
         "reptile", "table", "Reptile", "reptile",
-        {"steps": 5, "lr": 0.1, "outer_lr": 1.0}, 2000, train_shots=5,
+        INNER | {"outer_lr": 1.0}, 2000, train_shots=5,
     ),
     Cell(
         "imaml", "table", "iMAML, gradient descent", "imaml",

@@ -1,14 +1,10 @@
-"""Train one cell, score it on new characters, and keep both so that they need not be done again.
-
-`python -m studies.omniglot.training NAME ...` does so for the named cells, in order.
-"""
+"""Train one cell, score it on new characters, and keep both so that they need not be done again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ import bayesmeta as bm
 from bayesmeta.atomic import whole_file
 from studies._framework import ROOT
 from studies.omniglot.data import streams
-from studies.omniglot.settings import Cell, Size, cells
+from studies.omniglot.settings import Cell, Size
 
 RUNS = "BAYESMETA_RUNS"
 EVERY = 50
@@ -109,9 +105,3 @@ def scored(fit: bm.Fit, cell: Cell, size: Size, device: str) -> dict[str, Any]:
             f"{kind}_calibration": 100 * scores.calibration,
         }
     return row
-
-
-if __name__ == "__main__":
-    chosen = {cell.name: cell for cell in cells("cpu")}
-    for name in sys.argv[1:]:
-        print(json.dumps(measured(chosen[name], Size.of(quick=False, device="cpu"), "cpu")))
