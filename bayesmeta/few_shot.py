@@ -8,6 +8,7 @@ chosen by numbers, and gathered there.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 QUARTERS = (0, 90, 180, 270)
+TURNED = tuple(f"@{degrees}" for degrees in QUARTERS[1:])
 
 
 class FewShot:
@@ -61,6 +63,8 @@ class FewShot:
             if type(value) is not int or value < (2 if name == "ways" else 1):
                 least = "2 or more" if name == "ways" else "1 or more"
                 raise InputError(f"{name}={value!r}: give a whole number, {least}")
+        if not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype}: give a floating one, such as torch.float32")
         images = images if isinstance(images, Images) else of_dataset(images)
         self.images = images if device is None else images.to(usable(device))
         self.ways, self.shots, self.queries, self.rotations = ways, shots, queries, rotations
@@ -120,7 +124,8 @@ class FewShot:
             seed: of the draw; the global random state is left alone.
 
         Raises:
-            InputError: parts overlap, or ask for more classes than there are.
+            InputError: parts overlap, ask for more classes than there are, have fewer than a task,
+                or the images are rotations already.
 
         Example:
             >>> bank = Images(torch.rand(8, 1, 8, 8), torch.arange(8) // 2, tuple("abcd"), "random")
@@ -128,12 +133,13 @@ class FewShot:
             >>> set(train.classes) & set(test.classes)
             set()
         """
-        named = [name for part in parts if not isinstance(part, int) for name in part]
-        repeated = {name for name in named if named.count(name) > 1} if named else set()
+        for part in parts:
+            self._check_part(part)
+        named = Counter(name for part in parts if not isinstance(part, int) for name in part)
+        repeated = sorted(name for name, times in named.items() if times > 1)
         if repeated:
-            raise InputError(f"class {min(repeated)!r} is in two parts of the split: take it out")
-        taken = set(named)
-        rest = [name for name in self.classes if name not in taken]
+            raise InputError(f"class {repeated[0]!r} is in two parts of the split: take it out")
+        rest = [name for name in self.classes if name not in named]
         wanted = sum(part for part in parts if isinstance(part, int))
         if wanted > len(rest):
             raise InputError(
@@ -152,6 +158,21 @@ class FewShot:
             for other in streams[:i]:
                 one.refuse_overlap(other)
         return tuple(streams)
+
+    def _check_part(self, part: int | Sequence[str]) -> None:
+        """Refuse what is neither a number of classes nor names, and rotations on their own."""
+        if isinstance(part, str):
+            raise InputError(f"a part of a split is a list of class names: write [{part!r}]")
+        if not isinstance(part, Sequence) and (type(part) is not int or part < 1):
+            raise InputError(
+                f"{part!r} is no part of a split: give a number of classes, or their names"
+            )
+        turned = [name for name in self.classes if name.endswith(TURNED)]
+        if turned:
+            raise InputError(
+                f"class {turned[0]!r} is a rotation, which a split could take from its class: "
+                "give the images as they were loaded, and rotations=True"
+            )
 
     def over(self, images: Images) -> FewShot:
         """The same kind of tasks over other images."""
@@ -183,6 +204,8 @@ class FewShot:
 
     def choose(self, tasks: int, generator: torch.Generator) -> Tensor:
         """(task, ways, shots + queries) positions of images; the seed decides them."""
+        if type(tasks) is not int or tasks < 1:
+            raise InputError(f"tasks={tasks!r}: give a whole number, 1 or more")
         classes, device = len(self._table), generator.device
         score = torch.rand(tasks, classes, generator=generator, device=device)
         ways = score.topk(self.ways).indices.cpu()
