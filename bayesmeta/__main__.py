@@ -1,5 +1,5 @@
-"""`python -m bayesmeta` is the command line."""
+"""`python -m bayesmeta` is the command line, and `torchrun -m bayesmeta` in several processes."""
 
-from bayesmeta.cli import main
+from bayesmeta.launch import main
 
 main()

@@ -93,9 +93,14 @@ def per_task(expected_loss: Tensor, posteriors: Gaussian, prior: Gaussian, beta:
     return expected_loss + beta * divergence
 
 
-def total(values: Tensor, tasks: int) -> Tensor:
+def total(values: Tensor, tasks: int, drawn: int | None = None) -> Tensor:
     """() M from the tasks of a minibatch: their sum times tasks / (tasks in the batch).
 
     Unbiased for the sum over the family when batches are drawn uniformly.
+
+    Args:
+        values: (..., task) M_i.
+        tasks: in the family.
+        drawn: in the batch, where `values` has only this process's part of them.
     """
-    return values.sum() * (tasks / values.shape[-1])
+    return values.sum() * (tasks / (values.shape[-1] if drawn is None else drawn))

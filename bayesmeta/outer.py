@@ -15,8 +15,9 @@ import torch
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
+from bayesmeta.ranks import Ranks
 from bayesmeta.results import Result
-from bayesmeta.resuming import Checkpoint, Memory, restore, standing
+from bayesmeta.resuming import NOTHING_LOCAL, Checkpoint, Local, Memory, restore, standing
 
 DENSE_LIMIT = 300
 Callback = Callable[[int, int, float], None]
@@ -110,8 +111,12 @@ def descend(
     after: Callable[[int], None] | None = None,
     checkpoint: Checkpoint | None = None,
     memory: Memory | None = None,
+    local: Local = NOTHING_LOCAL,
 ) -> Trace:
     """Minimise a noisy objective, by Adam or SGD, the step size falling to 0 along a cosine.
+
+    Of several processes each takes the same steps: value and gradients have to be the sums over
+    all, but for the gradients of parameters that are `local`.
 
     Args:
         objective: step -> () nats.
@@ -121,6 +126,7 @@ def descend(
         after: called with the step number after each step.
         checkpoint: where to go on from, and to write to.
         memory: what else is to be written, and put back.
+        local: parameters of this rank's own tasks.
     """
     parameters = [p for _, some, _ in groups for p in some]
     if not parameters:
@@ -129,9 +135,10 @@ def descend(
     values = torch.full((steps,), torch.nan, dtype=parameters[0].dtype, device=parameters[0].device)
     steppers = [(kind(some, lr=lr), lr) for kind, some, lr in groups if some]
     done = 0
-    if checkpoint is not None and (found := checkpoint.load()) is not None:
+    found = None if checkpoint is None else Ranks.present().from_first(checkpoint.load)
+    if found is not None:
         done, tensors = found
-        restore(tensors, parameters, [stepper for stepper, _ in steppers])
+        restore(tensors, parameters, [stepper for stepper, _ in steppers], local)
         values[:done] = tensors["values"].to(values)
         if memory is not None:
             memory.restore(tensors)
@@ -146,9 +153,9 @@ def descend(
         if after is not None:
             after(step)
         if checkpoint is not None and checkpoint.due(step + 1, steps):
-            own = standing(parameters, [stepper for stepper, _ in steppers])
-            own["values"] = values[: step + 1]
-            checkpoint.save(step + 1, own | ({} if memory is None else memory.tensors()))
+            kept = standing(parameters, [stepper for stepper, _ in steppers], local)
+            kept["values"] = values[: step + 1]
+            checkpoint.save(step + 1, kept | ({} if memory is None else memory.tensors()))
         if callbacks and (step % 10 == 9 or step == steps - 1):
             for callback in callbacks:
                 callback(step + 1, steps, float(values[step]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayesmeta.atomic import whole_file
+from bayesmeta.ranks import RankLost, Ranks
 from bayesmeta.results import InputError
 
 SCHEMA = 1
@@ -53,13 +56,15 @@ class Checkpoint:
         return replace(self, identity=identity, writes=writes)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether to write after step number `step` (from 1) of `steps`."""
-        return self.writes and (step % self.every == 0 or step == steps)
+        """Whether to write after step number `step` (from 1) of `steps`; alike on all ranks."""
+        return step % self.every == 0 or step == steps
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write where the fit stands after `step` steps, all or nothing."""
-        record = {"schema": SCHEMA, "step": step, "identity": self.identity}
+        if not self.writes:
+            return
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        record = {"schema": SCHEMA, "step": step, "identity": self.identity, "sum": _sum(kept)}
         with whole_file(self.path) as path:
             save_file(kept, path, metadata={"record": json.dumps(record)})
 
@@ -71,14 +76,7 @@ class Checkpoint:
         """
         if not self.path.is_file():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["record"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{self.path} cannot be read ({error}): remove it to start from the beginning"
-            ) from error
+        record, tensors = self._read()
         if record.get("schema") != SCHEMA:
             raise InputError(f"{self.path} is of another version of bayesmeta: remove it")
         differs = [k for k, v in self.identity.items() if record["identity"].get(k) != _plain(v)]
@@ -87,7 +85,53 @@ class Checkpoint:
                 f"{self.path} is of a fit with another {' and '.join(differs)}: choose another "
                 "folder, or remove the file to start from the beginning"
             )
+        if record.get("sum") != _sum(tensors):
+            raise self._damaged("its numbers are not those that were written")
         return int(record["step"]), tensors
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                record = json.loads((file.metadata() or {})["record"])
+                return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> InputError:
+        return InputError(
+            f"{self.path} cannot be read ({why}): remove it to start from the beginning"
+        )
+
+    def left(self) -> str:
+        """What is left of a fit that stopped, in a sentence."""
+        if not self.path.is_file():
+            return f"no checkpoint was written yet: the first one comes after {self.every} steps"
+        record, _ = self._read()
+        return (
+            f"its last checkpoint, after {record['step']} steps, is whole: {self.path}; the same "
+            "call goes on from there, by any number of processes"
+        )
+
+
+@contextmanager
+def telling_what_is_left(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Have the error of a lost process say where the fit can go on from."""
+    try:
+        yield
+    except RankLost as lost:
+        if checkpoint is None:
+            raise RankLost(f"{lost}; nothing was kept, as it has no checkpoint") from lost
+        path = checkpoint.path if checkpoint.path.is_file() else None
+        raise RankLost(f"{lost}; {checkpoint.left()}", path) from lost
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> int:
+    """A check sum: a damaged file is still a file of numbers."""
+    total = 0
+    for name in sorted(tensors):
+        numbers = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
+        total = zlib.crc32(numbers.data, zlib.crc32(name.encode(), total))
+    return total
 
 
 def _plain(value: Any) -> Any:
@@ -102,14 +146,50 @@ class Memory(Protocol):
     def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Local:
+    """Parameters of which every rank holds the rows of its own tasks alone.
+
+    Args:
+        tensors: (own task, ...) them.
+        ranks: which together hold all rows.
+        tasks: (own task,) the rows' positions among all.
+    """
+
+    tensors: Sequence[Tensor]
+    ranks: Ranks
+    tasks: Tensor
+
+    def whole(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """A parameter, or what an optimiser keeps of it, with the rows of all ranks."""
+        return self.ranks.gathered(values) if self._has_rows(values, parameter) else values
+
+    def own(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """This rank's part of what `whole` gave."""
+        return values[self.tasks] if self._has_rows(values, parameter) else values
+
+    def _has_rows(self, values: Tensor, parameter: Tensor) -> bool:
+        return values.ndim == parameter.ndim and any(parameter is t for t in self.tensors)
+
+
+NOTHING_LOCAL = Local((), Ranks(), torch.zeros(0, dtype=torch.long))
+
+
 def standing(
-    parameters: Sequence[Tensor], steppers: Sequence[torch.optim.Optimizer]
+    parameters: Sequence[Tensor],
+    steppers: Sequence[torch.optim.Optimizer],
+    local: Local = NOTHING_LOCAL,
 ) -> dict[str, Tensor]:
-    """Parameters and optimisers' states, by name."""
-    found = {f"parameter.{i}": p for i, p in enumerate(parameters)}
+    """Parameters and optimisers' states, by name; whole, so every rank takes part."""
+    found = {f"parameter.{i}": local.whole(p, p) for i, p in enumerate(parameters)}
     for i, stepper in enumerate(steppers):
+        changed = stepper.param_groups[0]["params"]
         for j, state in stepper.state_dict()["state"].items():
-            found |= {f"optimiser.{i}.{j}.{k}": v for k, v in state.items() if v is not None}
+            found |= {
+                f"optimiser.{i}.{j}.{k}": local.whole(v, changed[j])
+                for k, v in state.items()
+                if v is not None
+            }
     return found
 
 
@@ -117,15 +197,17 @@ def restore(
     tensors: Mapping[str, Tensor],
     parameters: Sequence[Tensor],
     steppers: Sequence[torch.optim.Optimizer],
+    local: Local = NOTHING_LOCAL,
 ) -> None:
     """Put back what `standing` gave."""
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
-            parameter.copy_(tensors[f"parameter.{i}"])
+            parameter.copy_(local.own(tensors[f"parameter.{i}"], parameter))
     for i, stepper in enumerate(steppers):
+        changed = stepper.param_groups[0]["params"]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(f"optimiser.{i}."):
                 _, _, j, key = name.split(".")
-                state.setdefault(int(j), {})[key] = tensor
+                state.setdefault(int(j), {})[key] = local.own(tensor, changed[int(j)])
         stepper.load_state_dict(stepper.state_dict() | {"state": state})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
@@ -57,3 +59,12 @@ class Passes:
             self.left = order.cpu()
         chosen, self.left = self.left[: self.size], self.left[self.size :]
         return self.family.batch(chosen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Where it is among the tasks, and in its randomness."""
+        return {"generator": self.generator.get_state(), "left": self.left}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.generator.set_state(tensors["generator"])
+        self.left = tensors["left"]

@@ -31,7 +31,7 @@ LAYERS = """
     randomised joint
     methods
     amortised
-    adapting choosing judging
+    adapting choosing judging records
     fitted
     checkpoint
     fit
@@ -40,6 +40,7 @@ LAYERS = """
     console report commands
     predicting checking demo
     cli
+    launch
     __main__
 """
 LEVEL = {name: level for level, row in enumerate(LAYERS.split("\n")) for name in row.split()}

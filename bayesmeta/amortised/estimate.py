@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.amortised.descent import Descent
+from bayesmeta.amortised.memory import within_memory
 from bayesmeta.amortised.meta_gradient import sets
 from bayesmeta.amortised.report import Report
 from bayesmeta.amortised.step import MetaStep
@@ -19,11 +20,15 @@ from bayesmeta.inner.noise import has
 from bayesmeta.joint.gradient import EVIDENCE_DRAWS, EVIDENCE_ROUNDS
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.objective import Evidence, Validation, Variational
+from bayesmeta.ranks import Ranks
 from bayesmeta.results import Result
+from bayesmeta.resuming import telling_what_is_left
 from bayesmeta.splits import splittable
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 CHUNK = 2000
+FEW_WEIGHTS = 10_000
+"""Beyond so many there is one round of draws: of a large network each is dearer than a fit step."""
 FAILURES = (Result.nonfinite, Result.diverged)
 LARGEST = 3_000_000
 """Numbers of all runs of the tasks that are adapted together: weights, and data once per run."""
@@ -32,13 +37,16 @@ Sets = tuple[TaskBatch, TaskBatch]
 
 def estimate(problem: Problem) -> Estimate:
     """Minimise M over (θ₀, Σ₀, ψ), then adapt every task on all its rows."""
-    fit = Descent(problem)
-    trace = fit.search()
-    shared = {k: v.detach() for k, v in fit.shared.items()}
-    prior = problem.prior.like(_learned(fit, shared), problem.model.blocks)
-    posterior, evidence, results = adapted(
-        problem.with_prior(prior), shared, problem.family, problem.query
-    )
+    ranks = Ranks.present()
+    with telling_what_is_left(problem.checkpoint):
+        problem.refuse_unlike(ranks)
+        fit = Descent(problem)
+        trace = fit.search()
+        shared = {k: v.detach() for k, v in fit.shared.items()}
+        prior = problem.prior.like(_learned(fit, shared), problem.model.blocks)
+        posterior, evidence, results = adapted(
+            problem.with_prior(prior), shared, problem.family, problem.query, ranks
+        )
     return Estimate(
         prior=prior,
         shared=shared,
@@ -67,6 +75,7 @@ def adapted(
     shared: dict[str, Tensor],
     family: TaskFamily,
     query: TaskFamily | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Gaussian | Empirical, Tensor, list[Result]]:
     """Q_i of tasks by the method's own algorithm, and −M_i (task,).
 
@@ -78,26 +87,50 @@ def adapted(
         shared: ψ.
         family: the tasks.
         query: their query sets, if they are given.
+        ranks: processes that share the tasks, where nothing is drawn; where noise is, every one
+            adapts all tasks, so that each task's noise is what it is in one process. None: this
+            process alone.
     """
     step = MetaStep(problem.model, problem.prior, problem.method, family)
+    if ranks is None or len(family) < ranks.size or not _settled(step, query):
+        ranks = Ranks()
     free = {k: v.detach() for k, v in problem.prior.free.items()}
-    parts, evidence, results = [], [], []
-    for index in torch.arange(len(family)).split(_together(problem, step, family)):
-        some = family if len(index) == len(family) else family.subset(index)
-        params = step.params(free, shared, len(some))
-        with torch.no_grad():
-            noise = step.noise(some.batch(), free["mean"], problem.generator, _samples(step))
-            posterior, reached = step.adapt(params, some.batch(), noise)
-            parts.append(posterior)
-            del noise  # of all runs, the largest thing here
-            seen = query if query is None or some is family else query.subset(index)
-            value, ended = _values(problem, step, params, some, seen, posterior)
-        evidence.append(value)
-        if step.method.stochastic:  # a run that failed is in Q_i all the same
-            pairs = zip(ended, reached.results(), strict=True)
-            ended = [run if run in FAILURES else result for result, run in pairs]
-        results += ended
-    return _joined(parts), -torch.cat(evidence), results
+
+    def some(index: Tensor) -> tuple[Gaussian | Empirical, Tensor, list[Result]]:
+        part = family if len(index) == len(family) else family.subset(index)
+        seen = query if query is None or part is family else query.subset(index)
+        return _adapted(problem, step, step.params(free, shared, len(part)), part, seen)
+
+    mine = ranks.share(len(family)).split(_together(problem, step, family))
+    posteriors, values, results = zip(*(within_memory(some, index) for index in mine), strict=True)
+    posterior, ended = _joined(list(posteriors)), [one for part in results for one in part]
+    if ranks.size > 1:
+        posterior = posterior.map(ranks.gathered)
+    return posterior, -ranks.gathered(torch.cat(values)), ranks.collected(ended)
+
+
+def _adapted(
+    problem: Problem, step: MetaStep, params: Params, family: TaskFamily, query: TaskFamily | None
+) -> tuple[Gaussian | Empirical, Tensor, list[Result]]:
+    """Q_i and M_i (task,) of tasks that are adapted together."""
+    mean = params["anchor"]["mean"][0]
+    with torch.no_grad():
+        noise = step.noise(family.batch(), mean, problem.generator, _samples(step))
+        posterior, reached = step.adapt(params, family.batch(), noise)
+        del noise  # of all runs, the largest thing here
+        value, ended = _values(problem, step, params, family, query, posterior)
+    if step.method.stochastic:  # a run that failed is in Q_i all the same
+        pairs = zip(ended, reached.results(), strict=True)
+        ended = [run if run in FAILURES else result for result, run in pairs]
+    return posterior, value, ended
+
+
+def _settled(step: MetaStep, query: TaskFamily | None) -> bool:
+    """Whether nothing is drawn: no noise of an algorithm or of Q_i, no split of the rows."""
+    method = step.method
+    drawn = method.stochastic or method.posterior.form.name != "point"
+    support = getattr(method.objective, "support", None)
+    return not drawn and (support is None or query is not None)
 
 
 def _values(
@@ -163,7 +196,8 @@ def _averaged(
     """(task,) M_i at β = 1, a Gaussian Q_i by as many draws as the evidence of a free one."""
     step = _unweighted(step)
     many = step.using(replace(step.method, draws=EVIDENCE_DRAWS))
-    rounds = 1 if step.method.posterior.form.name == "point" else EVIDENCE_ROUNDS
+    once = step.method.posterior.form.name == "point" or problem.model.dim > FEW_WEIGHTS
+    rounds = 1 if once else EVIDENCE_ROUNDS
     noises = (many.noise(both[0], theta, problem.generator) for _ in range(rounds))
     with torch.no_grad():
         values = [many.loss(theta[None], params, *both, noise)[0] / rounds for noise in noises]

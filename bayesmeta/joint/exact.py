@@ -2,6 +2,7 @@
 
 At the optimal full Q_i, −M is the log marginal likelihood, so minimising M over (θ₀, Σ₀, ψ, Q_i)
 is maximum likelihood. θ₀ and the shared coefficients are profiled out, σ and A are descended on.
+Of several processes every one computes the whole alike: each task is down to a few numbers.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def estimate(problem: Problem) -> Estimate:
     Raises:
         InputError: the noise cannot be told apart from the spread of the tasks.
     """
+    problem.refuse_checkpoint()
     model, prior, family = problem.model, problem.prior, problem.family
     tasks = statistics(model, family.batch(), prior)
     _refuse_unidentified(tasks, family, prior)

@@ -3,6 +3,11 @@
 The expectation is by the linear predictor where the prediction is affine in (θ, ψ), at the point
 for point Q_i, and by draws θ = m_i + S_i^{1/2} ε otherwise. Deterministic full-batch objectives go
 to a quasi-Newton minimiser, the others to Adam.
+
+Several processes share a fit by Adam: each rank holds the Q_i of its own tasks, with what Adam
+keeps of them, and the gradients of (θ₀, Σ₀, ψ) are summed. Noise is drawn for all tasks on every
+rank, so that each task's is what it is in one process. The quasi-Newton search has all Q_i in one
+vector, whose every step depends on all of it; each rank computes the whole of it alike.
 """
 
 from __future__ import annotations
@@ -20,7 +25,9 @@ from bayesmeta.objective import Variational, per_task, total
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
+from bayesmeta.ranks import Ranks
 from bayesmeta.results import Result
+from bayesmeta.resuming import Local, telling_what_is_left
 from bayesmeta.streams import Passes
 from bayesmeta.tasks import TaskBatch
 
@@ -38,12 +45,17 @@ RELATIVE_START = 0.1
 class _Descent:
     """The tensors descended on, and M as a function of them, in coordinates θ = scale ⊙ θ'."""
 
-    def __init__(self, problem: Problem, shared: dict[str, Tensor] | None) -> None:
+    def __init__(
+        self, problem: Problem, shared: dict[str, Tensor] | None, ranks: Ranks | None = None
+    ) -> None:
         self.problem = problem
         self.model, self.method = problem.model, problem.method
         self.form: Form = self.method.posterior.form
         self.affine = self.model.is_affine(problem.family, jointly=True)
-        self.everyone = problem.family.batch()
+        self.ranks = Ranks() if ranks is None or self.deterministic else ranks
+        self.ranks.refuse_idle(len(problem.family))
+        self.mine = self.ranks.share(len(problem.family))
+        self.own = self.everyone = problem.family.batch()
         self.expectation = self._linear(self.everyone) if self.affine else None
         self.least_squares: tuple[Tensor, Tensor] | None = None
         self.scale, self.shared_scale = self._scales()
@@ -61,7 +73,10 @@ class _Descent:
         if self.affine and self.learn_shared and not problem.prior.has_values:
             self._pool()
         self.table = self._start_table()
-        self.common = self._noise(self.everyone, self.method.draws)
+        self.common = self._noise(len(self.everyone), self.method.draws)
+        if self.ranks.size > 1:
+            self.own = self.everyone[self.mine]
+            self.expectation = self._linear(self.own) if self.affine else None
 
     def _scales(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Typical |y| / |column| of the design, so that weights in any units descend alike."""
@@ -125,8 +140,7 @@ class _Descent:
         free = self.form.unconstrain(start, self.model.blocks)
         if self.form.name == "lowrank" and not bool(free["factor"].any()):
             free["factor"] = _waves(free["factor"], 0.1) * start.sd().unsqueeze(-1)
-        tasks = len(self.problem.family)
-        free = {k: v.expand(tasks, *v.shape) for k, v in free.items()}
+        free = {k: v.expand(len(self.mine), *v.shape) for k, v in free.items()}
         return {k: v.detach().clone().contiguous().requires_grad_() for k, v in free.items()}
 
     def _linear(self, batch: TaskBatch) -> LinearExpectation:
@@ -145,24 +159,30 @@ class _Descent:
         return settled and self.method.batch is None and self.method.reset_every is None
 
     def posteriors(self, index: Tensor | None = None) -> Gaussian:
-        """Q_i in scaled coordinates."""
+        """Q_i of this rank's tasks in scaled coordinates."""
         free = self.table if index is None else {k: v[index] for k, v in self.table.items()}
         return self.form.constrain(free, self.model.blocks)
+
+    def all_posteriors(self) -> Gaussian:
+        """Q_i of all tasks, without derivatives."""
+        with torch.no_grad():
+            return self.posteriors().map(self.ranks.gathered)
 
     def present_prior(self) -> Gaussian:
         """N(θ₀, Σ₀) in scaled coordinates; at its minimiser where that is asked for."""
         if self.method.prior_update == "closed_form" and self.prior.learn != "none":
-            with torch.no_grad():
-                self.prior = self.prior.closed_form(self.posteriors())
+            self.prior = self.prior.closed_form(self.all_posteriors())
             return self.prior().map(Tensor.detach)
         return self.prior()
 
     def unscaled(self) -> dict[str, Tensor]:
         return {k: v * self.shared_scale.get(k, 1.0) for k, v in self.shared.items()}
 
-    def _noise(self, batch: TaskBatch, draws: int) -> Tensor:
+    def _noise(self, tasks: int, draws: int) -> Tensor:
         """(draw, task, noise_dim) standard normals, in antithetic pairs where possible."""
-        like = self.posteriors()[: len(batch)]
+        with torch.no_grad():
+            one = self.form.constrain({k: v[:1] for k, v in self.table.items()}, self.model.blocks)
+        like = one.map(lambda tensor: tensor.expand(tasks, *tensor.shape[1:]))
         noise = like.noise((draws + 1) // 2, self.problem.generator)
         return torch.cat([noise, -noise])[:draws] if draws > 1 else noise
 
@@ -170,9 +190,8 @@ class _Descent:
         """(task,) E_{Q_i} f_i."""
         shared, actual = self.unscaled(), posteriors.rescaled(self.scale)
         if self.affine:
-            whole = self.expectation is not None and len(batch) == len(self.everyone)
-            expectation = self.expectation if whole else self._linear(batch)
-            assert expectation is not None
+            kept = self.expectation if batch is self.own else None
+            expectation = self._linear(batch) if kept is None else kept
             weights = [shared[k].flatten() for k in self.model.shared_weights]
             location = torch.cat([torch.zeros_like(self.scale), *weights])
             return expectation.value(location, shared, actual)
@@ -181,18 +200,60 @@ class _Descent:
         return drawn_loss(self.model, batch, shared, actual, noise)
 
     def value(self, batch: TaskBatch, noise: Tensor, weight: float = 1.0) -> Tensor:
-        """() M, from a batch of tasks, with `weight` times its β."""
-        everyone = len(batch) == len(self.everyone)
-        posteriors = self.posteriors(None if everyone else batch.index)
-        prior = self.present_prior()
-        objective = self.method.objective
+        """() M, from a batch of tasks, with `weight` times its β; its derivative in Q_i is local.
+
+        Args:
+            batch: the same on every rank.
+            noise: of `_noise`, for all of the batch.
+            weight: of β.
+        """
+        prior, objective = self.present_prior(), self.method.objective
         assert isinstance(objective, Variational)  # the only one that free Q_i have
-        beta = weight * objective.beta
-        values = per_task(self.losses(batch, posteriors, noise), posteriors, prior, beta)
+        mine, rows, places = self._own(batch)
+        value = self.scale.new_zeros(())
+        if len(mine):
+            posteriors = self.posteriors(rows)
+            noise = noise if places is None else noise[:, places]
+            losses = self.losses(mine, posteriors, noise)
+            values = per_task(losses, posteriors, prior, weight * objective.beta)
+            value = total(values, len(self.everyone), len(batch))
+        if self.ranks.size > 1:
+            value = self._over_ranks(value)
         penalty = self.prior.log_hyperprior(prior) if self.prior.learn == "all" else 0.0
-        return total(values, len(self.everyone)) - penalty
+        return value - penalty
+
+    def _own(self, batch: TaskBatch) -> tuple[TaskBatch, Tensor | None, Tensor | None]:
+        """This rank's tasks of a batch, their rows in its table, their places in the batch.
+
+        None stands for all of them, in order.
+        """
+        alone = self.ranks.size == 1
+        if len(batch) == len(self.everyone):
+            return self.own, None, None if alone else self.mine
+        if alone:
+            return batch, batch.index, None
+        rows = batch.index - int(self.mine[0])
+        places = ((rows >= 0) & (rows < len(self.mine))).nonzero().flatten()
+        return batch[places], rows[places], places
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, with its derivatives: of this rank's Q_i, and of all else."""
+        table = list(self.table.values())
+        parameters = self.parameters()
+        gradients = [torch.zeros_like(p) for p in parameters]
+        if value.requires_grad:  # some of the batch are this rank's
+            gradients = list(torch.autograd.grad(value, parameters))
+        # All ranks leave out a step that any of them finds not finite.
+        finite = torch.stack([g.isfinite().all() for g in gradients]).all()
+        value = torch.where(finite, value.detach(), torch.nan)
+        own, common = gradients[: len(table)], gradients[len(table) :]
+        value, *common = self.ranks.summed([value, *common])
+        for parameter, gradient in zip(parameters, [*own, *common], strict=True):
+            value = value + ((parameter - parameter.detach()) * gradient).sum()
+        return value
 
     def parameters(self) -> list[Tensor]:
+        """The leaf tensors; those of the table first."""
         own = list(self.table.values())
         if self.learn_shared:
             own += list(self.shared.values())
@@ -217,6 +278,7 @@ def _waves(like: Tensor, size: float) -> Tensor:
 def _search(descent: _Descent) -> Trace:
     problem, method = descent.problem, descent.method
     if descent.deterministic:
+        problem.refuse_checkpoint()
         return minimise(
             lambda: descent.value(descent.everyone, descent.common),
             descent.parameters(),
@@ -231,7 +293,7 @@ def _search(descent: _Descent) -> Trace:
     def objective(step: int) -> Tensor:
         batch = next(batches)
         fresh = method.noise == "fresh" or len(batch) < len(descent.everyone)
-        noise = descent._noise(batch, method.draws) if fresh else descent.common
+        noise = descent._noise(len(batch), method.draws) if fresh else descent.common
         weight = 1.0 if step >= rise else WARMUP_FROM + (1 - WARMUP_FROM) * step / rise
         return descent.value(batch, noise, weight)
 
@@ -241,37 +303,41 @@ def _search(descent: _Descent) -> Trace:
         steps=steps,
         callbacks=problem.callbacks,
         after=descent.reset,
+        checkpoint=problem.checkpoint,
+        memory=batches,
+        local=Local(list(descent.table.values()), descent.ranks, descent.mine),
     )
 
 
 def _bound(descent: _Descent) -> Tensor:
     """(task,) −M_i at β = 1, by many draws where draws are needed."""
     with torch.no_grad():
-        posteriors = descent.posteriors()
+        posteriors, prior = descent.posteriors(), descent.present_prior()
         # A few draws at a time: all at once would need more memory than the fit.
         rounds = 1 if descent.settled else EVIDENCE_ROUNDS
-        everyone = descent.everyone
         losses = torch.zeros_like(posteriors.mean[:, 0])
         for _ in range(rounds):
-            noise = descent._noise(everyone, EVIDENCE_DRAWS)
-            losses = losses + descent.losses(everyone, posteriors, noise) / rounds
-        return -per_task(losses, posteriors, descent.present_prior(), 1.0)
+            noise = descent._noise(len(descent.everyone), EVIDENCE_DRAWS)[:, descent.mine]
+            losses = losses + descent.losses(descent.own, posteriors, noise) / rounds
+        return descent.ranks.gathered(-per_task(losses, posteriors, prior, 1.0))
 
 
 def estimate(problem: Problem) -> Estimate:
     """Minimise M over everything."""
-    descent = _Descent(problem, None)
-    trace = _search(descent)
-    bound = _bound(descent)
+    ranks = Ranks.present()
+    with telling_what_is_left(problem.checkpoint):
+        problem.refuse_unlike(ranks)
+        descent = _Descent(problem, None, ranks)
+        trace = _search(descent)
+        bound, posterior = _bound(descent), descent.all_posteriors()
+        present = descent.present_prior()
     with torch.no_grad():
         shared = {k: v.detach() for k, v in descent.unscaled().items()}
-        prior = problem.prior.like(
-            descent.present_prior().rescaled(descent.scale), problem.model.blocks
-        )
+        prior = problem.prior.like(present.rescaled(descent.scale), problem.model.blocks)
         return Estimate(
             prior=prior,
             shared=shared,
-            posterior=descent.posteriors().rescaled(descent.scale),
+            posterior=posterior.rescaled(descent.scale),
             log_evidence=float(bound.sum()),
             task_evidence=bound,
             trace=trace,
@@ -280,7 +346,7 @@ def estimate(problem: Problem) -> Estimate:
 
 
 def adapted(problem: Problem, shared: dict[str, Tensor]) -> tuple[Gaussian, Tensor, list[Result]]:
-    """Q_i and −M_i (task,) of a family under a prior and ψ that are held.
+    """Q_i and −M_i (task,) of a family under a prior and ψ that are held, by this process alone.
 
     Args:
         problem: with a prior that learns nothing.

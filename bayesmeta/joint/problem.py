@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,8 @@ from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback, Trace
 from bayesmeta.prior import Prior
-from bayesmeta.results import Result
+from bayesmeta.ranks import Ranks
+from bayesmeta.results import InputError, Result
 from bayesmeta.resuming import Checkpoint
 from bayesmeta.streams import TaskStream
 from bayesmeta.tasks import TaskFamily
@@ -56,6 +58,44 @@ class Problem:
     @property
     def steps(self) -> int:
         return self.method.steps or 500
+
+    def refuse_checkpoint(self) -> None:
+        """Say no to a checkpoint of a search that has none.
+
+        Raises:
+            InputError: there is one.
+        """
+        if self.checkpoint is not None:
+            raise InputError(
+                "checkpoint= is for fits by adam or sgd, and this one is a deterministic search, "
+                "of all tasks at once: leave it out"
+            )
+
+    def refuse_unlike(self, ranks: Ranks) -> None:
+        """Say no where processes that share a fit were not given the same one.
+
+        Raises:
+            InputError: they were not; the sentence says what differs.
+        """
+        if ranks.size == 1:
+            return
+        data = self.family.fingerprint() if self.stream is None else self.stream.record()
+        values = self.prior.free.values() if self.prior.has_values else ()
+        given = {
+            "data": [data, self.query.fingerprint() if self.query is not None else None],
+            "method": self.method.to_json(),
+            "prior": self.prior.to_json(),
+            "seed": _digest([self.generator.get_state()]),
+            "start": _digest([self.model.start, *self.model.shared.values(), *values]),
+        }
+        ranks.refuse_unlike(given)
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 @dataclass(eq=False)

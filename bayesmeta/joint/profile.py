@@ -8,7 +8,8 @@ Two ways to take the tasks' own unknowns out of M, behind one interface:
                 goes through mode and curvature (the implicit function theorem).
 
 For few weights: the bound of likelihoods without a closed form, where the prediction is affine in
-(θ, ψ), or any energy with up to three weights; the evidence of any model with up to thirty.
+(θ, ψ), or any energy with up to three weights; the evidence of any model with up to thirty. Of
+several processes every one computes the whole alike.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ class _Fit:
 
 def estimate(problem: Problem) -> Estimate:
     """Minimise M: first with every task at θ₀, from there with all."""
+    problem.refuse_checkpoint()
     fit = _Fit(problem)
     # Shape constants (df, concentration) wait: without tasks of their own they run to a limit.
     later = [*fit.root.parameters, *(v for k, v in fit.shared.items() if k in SHAPES)]
