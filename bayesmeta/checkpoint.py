@@ -1,6 +1,7 @@
 """A fit on disk: JSON for the record, safetensors for numbers, nothing executable.
 
-run.json               the record: method, units, table, data fingerprint, versions, seed, result
+run.json               the record: method, units, table or stream of tasks, data fingerprint,
+                       versions, seed, result
 prior.safetensors      θ₀, Σ₀ and ψ
 posterior.safetensors  every Q_i
 tasks.safetensors      the data the fit was made from
@@ -31,6 +32,7 @@ from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named
 from bayesmeta.prior import Prior
+from bayesmeta.records import names_record
 from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TableInfo, TaskFamily
@@ -85,7 +87,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "method": fit.choices.to_json(),
         "posterior_sign": getattr(fit.posterior.gaussian, "sign", 1),
         "solver": fit.solver,
-        "names": list(fit.model.names),
+        "names": names_record(fit.model.names),
         "tasks": list(fit.family.names),
         "tensors": list(fit.family.tensors),
         "table": None if fit.family.table is None else fit.family.table.to_json(),
@@ -93,6 +95,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "evidence_kind": fit.evidence_kind,
         "seed": fit.seed,
         "fingerprint": fit.family.fingerprint(),
+        "stream": fit.stream,
         "result": fit.record(),
     }
 
@@ -139,7 +142,7 @@ def _assemble(
     for name in set(shared) - set(model.shared):  # what an earlier inner algorithm learned
         model.add_shared(name, shared[name])
     model.load_shared(shared)
-    _check_posterior(posterior_file, len(record["tasks"]), len(record["names"]))
+    _check_posterior(posterior_file, len(record["tasks"]), model.dim)
     if "draws" in posterior_file:
         posterior = Empirical(posterior_file["draws"])
     else:
@@ -157,7 +160,7 @@ def _assemble(
         choices=method,
         solver=record["solver"],
         fitted_prior=prior.like(gaussian, prior_file["blocks"]),
-        posterior=Named(tuple(record["names"]), posterior, family.names),
+        posterior=Named(model.names, posterior, family.names),
         log_evidence=math.nan if result["log_evidence"] is None else result["log_evidence"],
         evidence_kind=record["evidence_kind"],
         task_evidence=posterior_file["task_evidence"],
@@ -168,6 +171,7 @@ def _assemble(
         trace=log,
         seconds=result["seconds"],
         seed=record["seed"],
+        stream=record.get("stream"),
     )
 
 
@@ -229,7 +233,7 @@ def _model(
             f"model has {'none' if given is None else given.name}: pass the same model"
         )
     model = prepared(model, family, method)
-    if list(model.names) != record["names"]:
+    if names_record(model.names) != record["names"]:
         raise InputError("the model's weights have other names than the run's: pass the same model")
     return model
 

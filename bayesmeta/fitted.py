@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesmeta import records
 from bayesmeta.adapting import adapt_tasks, check_reading, vague_estimates
 from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.empirical import Empirical
@@ -26,9 +27,13 @@ from bayesmeta.objective import Evidence
 from bayesmeta.posteriors.free import Free
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
+from bayesmeta.ranks import Ranks
 from bayesmeta.results import Flag, InputError
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskBatch, TaskFamily
+
+FEWEST_EXPORTED = 10
+LARGEST_DRAWS = 1e7  # weights of all draws that are predicted with together
 
 
 @dataclass(eq=False, repr=False)
@@ -106,23 +111,7 @@ class Fit:
     @property
     def shared(self) -> dict[str, float | list[float]]:
         """ψ by name: shared coefficients, then constants of the likelihood other than its scale."""
-        values: dict[str, float | list[float]] = {}
-        spec = self.model.spec or {}
-        for name, tensor in self.model.shared_weights.items():
-            flat = tensor.detach().flatten().tolist()
-            if spec.get("shared_names") and name == "module.shared":
-                values |= dict(zip(spec["shared_names"], flat, strict=True))
-            else:
-                values[name.removeprefix("module.")] = flat if len(flat) > 1 else flat[0]
-        constants = {} if self.likelihood is None else self.likelihood.summary()
-        learned = {k.rpartition("log_")[2] for k in self.model.shared if "likelihood." in k}
-        student = self.likelihood is not None and self.likelihood.name == "student_t"
-        for name, tensor in self.model.shared.items():
-            if not name.startswith(("module.", "likelihood.")):  # learned by the inner algorithm
-                values[name] = tensor.detach().tolist()
-        return values | {
-            k: v for k, v in constants.items() if student or (k != "scale" and k in learned)
-        }
+        return records.shared_values(self)
 
     @property
     def noise(self) -> float | None:
@@ -165,10 +154,21 @@ class Fit:
         return family if self.standardisation is None else self.standardisation.apply(family)
 
     def seen(self, family: TaskFamily) -> TaskBatch:
-        """The rows of a family as the model sees them: beside the support rows, where it needs."""
+        """The rows of a family as the model sees them: beside the support rows, where it needs.
+
+        Raises:
+            InputError: it needs them, and a task has none: it is not among the fit's.
+        """
         batch = self.internal(family).batch()
         if self.model.batch_norm != "support":
             return batch
+        strangers = set(family.names) - set(self.family.names)
+        if strangers:
+            raise InputError(
+                f"task {min(strangers)!r} has no support rows here, whose statistics "
+                'batch_norm="support" takes for its query rows: fit.adapt(support).predict(query), '
+                "with the same names of tasks"
+            )
         return self.model.seen(batch, self.internal(self.family.subset(family.names)).batch())
 
     def adapt(
@@ -302,13 +302,8 @@ class Fit:
         likelihood = self.model.require_likelihood()
         check_modules(self.model, inside)
         with torch.no_grad():
-            theta = self.draws(family, draws, generator)
-            eta = self.model.predict(theta, batch)
-            options = self.model.options(batch.tensors)
-            y = likelihood.sample(eta, generator, **options)
-            density = None
-            if "y" in family.tensors:
-                density = self.log_likelihood(theta, family)
+            eta, density = self._predicted(family, batch, draws, generator)
+            y = likelihood.sample(eta, generator, **self.model.options(batch.tensors))
         if self.standardisation is not None:
             y = self.standardisation.undo_response(y)
         mask = family.mask if family.mask is not None else torch.ones(
@@ -316,6 +311,23 @@ class Fit:
         )  # fmt: skip
         unknown = tuple(n for n in family.names if n not in set(self.posterior.tasks))
         return Prediction(y, mask.to(y.device), density, family.names, unknown)
+
+    def _predicted(
+        self, family: TaskFamily, batch: TaskBatch, draws: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predictions at draws of θ, and log p(y | θ), so many draws at a time as memory allows."""
+        strangers = set(family.names) - set(self.posterior.tasks)
+        laws = [self.posterior.gaussian, *[self.prior.gaussian] * bool(strangers)]
+        certain = all(law.is_point for law in laws)  # and every draw the same
+        size = max(1, int(LARGEST_DRAWS // (len(family) * self.model.dim)))
+        parts = []
+        for start in range(0, 1 if certain else draws, size):
+            theta = self.draws(family, 1 if certain else min(size, draws - start), generator)
+            density = [self.log_likelihood(theta, family)] if "y" in family.tensors else []
+            parts.append([self.model.predict(theta, batch), *density])
+        joined = [torch.cat(part) for part in zip(*parts, strict=True)]
+        eta, *density = (t.expand(draws, *t.shape[1:]) if certain else t for t in joined)
+        return eta, density[0] if density else None
 
     def log_likelihood(self, theta: Tensor, family: TaskFamily | None = None) -> Tensor:
         """(draw, task, row) log p(y | θ) in nats of y in original units, 0 at padding."""
@@ -358,37 +370,26 @@ class Fit:
         return to_arviz(self, draws=draws, seed=seed)
 
     def save(self, folder: str | Path) -> Path:
-        """Write a run folder; see `bayesmeta.checkpoint`. Returns its path."""
-        from bayesmeta.arviz_export import save_netcdf
+        """Write a run folder; see `bayesmeta.checkpoint`. Returns its path.
+
+        Its posterior.nc is left out where fewer than 10 draws would fit into 100 MB. Of several
+        processes that share a fit, the first writes.
+        """
+        if Ranks.present().rank > 0:
+            return Path(folder)
+        from bayesmeta.arviz_export import LARGEST_FILE, save_netcdf
         from bayesmeta.checkpoint import write
 
         path = write(self, Path(folder))
-        if self.model.likelihood is not None:
+        largest = LARGEST_FILE / (8 * FEWEST_EXPORTED)  # numbers of one draw, and one of θ
+        exported = (len(self.family) + 1) * self.model.dim <= largest
+        if self.model.likelihood is not None and exported:
             save_netcdf(self, path / "posterior.nc")
         return path
 
     def record(self) -> dict[str, Any]:
-        """The object that `bayesmeta fit --json` prints, but for `run`; NaN is None."""
-        prior = self.prior
-        values = zip(prior.names, prior.mean.tolist(), prior.sd().tolist(), strict=True)
-        rows = [(name, mean, sd) for name, mean, sd in values]
-        correlation = prior.correlation().tolist() if len(rows) <= MOST_CORRELATED else []
-        return {
-            "theta0": {name: mean for name, mean, _ in rows},
-            "prior_sd": {name: None if prior.gaussian.is_point else sd for name, _, sd in rows},
-            "prior_correlation": [[None if c != c else c for c in row] for row in correlation],
-            "shared": self.shared,
-            "noise": self.noise,
-            "log_evidence": self.log_evidence if math.isfinite(self.log_evidence) else None,
-            "evidence_kind": self.evidence_kind,
-            "standard_errors": self.standard_errors,
-            "method": self.method,
-            "tasks": len(self.family),
-            "observations": self.family.observations,
-            "flagged": [{"task": f.task, "why": f.why} for f in self.flagged],
-            "notes": self.notes,
-            "seconds": self.seconds,
-        }
+        """The object that `bayesmeta fit --json` prints, but for `run`; NaN is None.
 
-
-MOST_CORRELATED = 200
+        Beyond 1000 weights it has their quartiles in the place of their names and values.
+        """
+        return records.result(self)

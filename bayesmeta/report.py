@@ -87,8 +87,8 @@ def fit_report(fit: Fit, run: Path) -> Group:
 
 def _prior_table(fit: Fit, record: Mapping[str, Any]) -> Table:
     names = list(record["theta0"])
-    if len(names) > MOST_COORDINATES:
-        return _prior_summary(record)
+    if record["weights"]["number"] > MOST_COORDINATES:
+        return _prior_summary(record["weights"])
     errors = [fit.standard_errors.get(name, math.nan) for name in names]
     known = any(error == error for error in errors)
     spread = any(sd is not None for sd in record["prior_sd"].values())
@@ -109,24 +109,15 @@ def _correlation(record: Mapping[str, Any], i: int, j: int) -> str:
     return f"{value:.3f}".replace("-", "−") if j < i and value is not None else ""
 
 
-def _prior_summary(record: Mapping[str, Any]) -> Table:
-    """For a network: the weights' means and sds by their quantiles, not one by one."""
-    rows = []
-    for label, values in (("mean", record["theta0"]), ("sd", record["prior_sd"])):
-        ordered = sorted(value for value in values.values() if value is not None)
-        if not ordered:
-            continue
-        places = [(len(ordered) - 1) * quarter // 4 for quarter in range(5)]
-        rows.append([label, *(number(ordered[place]) for place in places)])
-    columns = [
-        f"Prior of {len(record['theta0'])} weights",
-        "least",
-        "25 %",
-        "median",
-        "75 %",
-        "most",
+def _prior_summary(weights: Mapping[str, Any]) -> Table:
+    """For a network: the weights' means and sds by their quartiles, not one by one."""
+    rows = [
+        [label, *map(number, weights[f"{key}_quartiles"])]
+        for label, key in (("mean", "theta0"), ("sd", "prior_sd"))
+        if weights[f"{key}_quartiles"] is not None
     ]
-    return table("", columns, rows)
+    columns = ["least", "25 %", "median", "75 %", "most"]
+    return table("", [f"Prior of {weights['number']} weights", *columns], rows)
 
 
 def _evidence(fit: Fit, nats: float | None) -> str:

@@ -102,6 +102,11 @@ class Descent:
         for part in mine.split(self.problem.model.chunk_size or len(tasks)):
             found = within_memory(lambda which: self._sums(tasks[which]), part)
             sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        if self.solutions is not None:  # those of the other ranks' tasks come again here too
+            index = tasks.support.index
+            self.solutions[index] = self.ranks.gathered(
+                self.solutions[index[mine.to(index.device)]]
+            )
         value, *gradients = self.ranks.summed(sums)
         # A linear function with the rule's own derivative, through the value of M.
         pairs = zip(self.parameters(), gradients, strict=True)
