@@ -186,3 +186,14 @@ def test_many_draws_are_predicted_in_parts(monkeypatch):
     error = whole.log_density.std(0) * math.sqrt(2 / 400)
     away = (density.mean(0) - whole.log_density.mean(0)).abs()
     assert bool((away < 5 * error).all()) and bool((error > 0).all())
+
+
+def test_tasks_without_a_posterior_are_predicted_by_all_draws_of_the_prior():
+    """Points with a prior that is none: one draw does for the fit's tasks, and not for others."""
+    method = methods.imaml(steps=2, lr=0.1, lam=2.0, support=None, **SHORT)
+    fit = bm.fit(bm.models.dense(3, (1, 8, 8), widths=(2,)), tasks(), method=method)
+    x, y = fit.family.tensors.values()
+    other = bm.TaskFamily({"x": x, "y": y}, names=["0", "1", "2", "new"])
+    density = fit.predict(other, draws=50).log_density
+    spread = density.std(0).amax(-1)
+    assert bool((spread[:3] < 1e-4).all()) and float(spread[3]) > 0.01
