@@ -21,7 +21,7 @@ from bayesmeta.joint.problem import Problem
 from bayesmeta.objective import Validation
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.prior import Prior
-from bayesmeta.ranks import Ranks
+from bayesmeta.ranks import Ranks, wide
 from bayesmeta.results import InputError
 from bayesmeta.splits import Split
 from bayesmeta.streams import STEP_TASKS, Passes
@@ -97,17 +97,18 @@ class Descent:
 
     def evaluate(self, tasks: Tasks) -> Tensor:
         """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
-        mine = self.ranks.share(len(tasks))
-        sums: list[Tensor] = []
-        for part in mine.split(self.problem.model.chunk_size or len(tasks)):
+        mine, start = self.ranks.share(len(tasks)), self.prior.free["mean"].detach()
+        sums = [torch.zeros_like(p, dtype=wide(p)) for p in (start.sum(), *self.parameters())]
+        # The last batch of a family may be fewer tasks than there are processes.
+        for part in mine.split(self.problem.model.chunk_size or len(tasks)) if len(mine) else ():
             found = within_memory(lambda which: self._sums(tasks[which]), part)
-            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+            sums = [a + b for a, b in zip(sums, found, strict=True)]
         if self.solutions is not None:  # those of the other ranks' tasks come again here too
             index = tasks.support.index
             self.solutions[index] = self.ranks.gathered(
                 self.solutions[index[mine.to(index.device)]]
             )
-        value, *gradients = self.ranks.summed(sums)
+        value, *gradients = (total.to(start) for total in self.ranks.summed(sums))
         # A linear function with the rule's own derivative, through the value of M.
         pairs = zip(self.parameters(), gradients, strict=True)
         linear = sum(((p - p.detach()) * g).sum() for p, g in pairs)
@@ -126,9 +127,11 @@ class Descent:
         if self.solutions is not None:
             self.solutions[index] = outcome.solved.value
         found = outcome.gradients
-        by_name = {"mean": found["anchor"]["mean"].sum(0), **found["covariance"]}
+        slope = found["anchor"]["mean"]
+        by_name = {"mean": slope.sum(0, dtype=wide(slope)), **found["covariance"]}
         learned = [by_name[k] for k, p in self.prior.free.items() if p.requires_grad]
-        return [outcome.values.sum(), *learned, *(found["shared"][k] for k in self.shared)]
+        value = outcome.values.sum(dtype=wide(outcome.values))
+        return [value, *learned, *(found["shared"][k] for k in self.shared)]
 
     def draw(self) -> Tasks:
         """The tasks of the next outer step."""
