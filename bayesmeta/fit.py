@@ -29,6 +29,7 @@ from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.precision import multiplying
 from bayesmeta.objective import Validation
 from bayesmeta.outer import Callback
 from bayesmeta.predictions import Named, Prediction
@@ -135,7 +136,8 @@ def fit(
         model, inside, prior, method, reml, generator, callbacks, query, stream, written
     )
     solver = choose(problem)
-    estimate: Estimate = SOLVERS[solver].estimate(problem)
+    with multiplying(model.precision):
+        estimate: Estimate = SOLVERS[solver].estimate(problem)
     if not bool(estimate.task_evidence.isfinite().any()):
         raise InputError(
             "the loss is not finite for any task: check that the energy or module gives finite "
@@ -178,6 +180,7 @@ def _identity(
         "prior": prior.to_json(),
         "data": data,
         "seed": seed,
+        "precision": model.precision,
         "weights": [list(model.adapted), [list(shape) for shape in model.shapes]],
     }
 

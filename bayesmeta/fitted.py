@@ -23,6 +23,7 @@ from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.models.modules import check_modules
+from bayesmeta.models.precision import multiplying
 from bayesmeta.objective import Evidence
 from bayesmeta.posteriors.free import Free
 from bayesmeta.predictions import Named, Prediction
@@ -203,9 +204,11 @@ class Fit:
             )
         choices = choices if algorithm is None else choices.adapting_by(algorithm)
         solver = self.solver if choices is self.choices else "amortised"
-        posterior, evidence, results = adapt_tasks(
-            self.model, self.fitted_prior, choices, solver, self.internal(family), generator
-        )
+        inside = self.internal(family)
+        with multiplying(self.model.precision):
+            posterior, evidence, results = adapt_tasks(
+                self.model, self.fitted_prior, choices, solver, inside, generator
+            )
         notes = [] if family.table in (None, self.family.table) else list(family.table.notes)
         notes += unknown_notes(evidence, choices) + certain_notes(posterior, choices)
         evidence = evidence - self._log_units(scored_rows(choices, family))
@@ -301,7 +304,7 @@ class Fit:
         batch = self.seen(family)
         likelihood = self.model.require_likelihood()
         check_modules(self.model, inside)
-        with torch.no_grad():
+        with torch.no_grad(), multiplying(self.model.precision):
             eta, density = self._predicted(family, batch, draws, generator)
             y = likelihood.sample(eta, generator, **self.model.options(batch.tensors))
         if self.standardisation is not None:
@@ -333,7 +336,7 @@ class Fit:
         """(draw, task, row) log p(y | θ) in nats of y in original units, 0 at padding."""
         family = self.family if family is None else family
         batch = self.seen(family)
-        with torch.no_grad():
+        with torch.no_grad(), multiplying(self.model.precision):
             rows = self.model.log_prob_rows(theta, batch)
         if self.standardisation is None or batch.mask is None:
             return rows

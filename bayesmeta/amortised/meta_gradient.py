@@ -18,6 +18,7 @@ from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.models.dropout import install
 from bayesmeta.models.matching import paired, ready
+from bayesmeta.models.precision import multiplying
 from bayesmeta.objective import Validation
 from bayesmeta.posteriors.free import Free
 from bayesmeta.prior import Prior, with_values
@@ -103,7 +104,8 @@ def meta_gradient(
     if len(free["mean"]) != model.dim:
         raise InputError(f"the prior has {len(free['mean'])} weights, the model {model.dim}")
     noise = step.noise(support, free["mean"], _source(generator, method))
-    outcome = step(params, support, seen, noise)
+    with multiplying(model.precision):
+        outcome = step(params, support, seen, noise)
     result = _assembled(outcome, step.method, family)
     if audit:
         if isinstance(noise, Paths):

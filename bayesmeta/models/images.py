@@ -24,6 +24,7 @@ def conv4(
     pool: bool = False,
     batch_norm: str = "transductive",
     chunk_size: int | None = None,
+    precision: str | None = None,
     seed: int = 0,
 ) -> Model:
     """The convolutional network of the few-shot papers, all its weights adapted.
@@ -41,6 +42,7 @@ def conv4(
         batch_norm: whose statistics: "support" or "transductive" (the papers'); see
             `models.normalisation`. `frozen_on` of the model makes one with frozen statistics.
         chunk_size: tasks at a time, which bounds memory; None: all.
+        precision: "float32", "tf32" or "bfloat16"; see `models.precision`.
         seed: of the initial weights; the global random state is left alone.
 
     References:
@@ -52,7 +54,7 @@ def conv4(
         (112965, 'conv1.weight')
     """
     spec = {"kind": "conv4", "ways": ways, "shape": list(shape), "filters": filters, "pool": pool}
-    return _model(spec, batch_norm, seed, chunk_size)
+    return _model(spec, batch_norm, seed, chunk_size, precision)
 
 
 def dense(
@@ -62,6 +64,7 @@ def dense(
     widths: tuple[int, ...] = (256, 128, 64, 64),
     batch_norm: str = "transductive",
     chunk_size: int | None = None,
+    precision: str | None = None,
     seed: int = 0,
 ) -> Model:
     """The fully connected network of Finn et al. (2017) for Omniglot, all its weights adapted.
@@ -69,25 +72,32 @@ def dense(
         len(widths) × [linear, batch normalisation, ReLU], then one linear layer
 
     Args:
-        ways, shape, batch_norm, chunk_size, seed: as in `conv4`.
+        ways, shape, batch_norm, chunk_size, precision, seed: as in `conv4`.
         widths: hidden units per layer.
     """
     spec = {"kind": "dense", "ways": ways, "shape": list(shape), "widths": list(widths)}
-    return _model(spec, batch_norm, seed, chunk_size)
+    return _model(spec, batch_norm, seed, chunk_size, precision)
 
 
 def build(spec: dict[str, Any]) -> Model:
     """Rebuild one of these models from its record."""
-    return _model(spec, spec["batch_norm"], spec["seed"], spec.get("chunk_size"))
+    options = spec.get("chunk_size"), spec.get("precision")
+    return _model(spec, spec["batch_norm"], spec["seed"], *options)
 
 
-def _model(spec: dict[str, Any], batch_norm: str, seed: int, chunk_size: int | None) -> Model:
+def _model(
+    spec: dict[str, Any],
+    batch_norm: str,
+    seed: int,
+    chunk_size: int | None,
+    precision: str | None,
+) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = KINDS[spec["kind"]](spec)
-    record = spec | {"batch_norm": batch_norm, "seed": seed, "chunk_size": chunk_size}
-    likelihood = Categorical(spec["ways"])
-    return Model(module, likelihood, spec=record, batch_norm=batch_norm, chunk_size=chunk_size)
+    options = {"batch_norm": batch_norm, "chunk_size": chunk_size, "precision": precision}
+    record = spec | {"seed": seed} | options
+    return Model(module, Categorical(spec["ways"]), spec=record, **options)
 
 
 def _convolutions(spec: dict[str, Any]) -> nn.Sequential:

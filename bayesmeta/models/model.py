@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.models.normalisation import CONTEXT, COUNTED, frozen_on, in_context, with_policy
+from bayesmeta.models.precision import checked, forward
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
@@ -42,6 +43,8 @@ class Model(nn.Module):
         chunk_size: so many tasks at a time, which bounds memory; None: all.
         batch_norm: whose statistics the module's batch normalisation uses: "support",
             "transductive" or "frozen"; see `models.normalisation`. None leaves the module as it is.
+        precision: "float32", "tf32" or "bfloat16" of the module's products, for float32 data; see
+            `models.precision`. None: as the data and torch have it.
 
     Raises:
         InputError: `adapt` names nothing, or `names` has the wrong length.
@@ -62,6 +65,7 @@ class Model(nn.Module):
         spec: dict[str, Any] | None = None,
         chunk_size: int | None = None,
         batch_norm: str | None = None,
+        precision: str | None = None,
     ) -> None:
         super().__init__()
         if likelihood is not None and not isinstance(likelihood, Likelihood):
@@ -74,7 +78,7 @@ class Model(nn.Module):
         self.batch_norm = batch_norm
         self.likelihood = likelihood
         self.spec = spec
-        self.chunk_size = chunk_size
+        self.chunk_size, self.precision = chunk_size, checked(precision)
         parameters = dict(module.named_parameters())
         self.adapted = tuple(_select(parameters, adapt))
         self.shapes = tuple(parameters[name].shape for name in self.adapted)
@@ -142,7 +146,8 @@ class Model(nn.Module):
     def prediction(self, tensors: Tensors) -> Tensor:
         """(row,) or (row, classes) for one task at the present weights, offset included."""
         x, context = self.inputs(tensors), tensors.get(CONTEXT)
-        output = self.module(x if context is None else torch.cat([context, x]))
+        x = x if context is None else torch.cat([context, x])
+        output = forward(self.module, x, self.precision)
         output = output if context is None else output[len(context) :]
         if output.ndim > 1 and getattr(self.likelihood, "name", None) != "categorical":
             output = output.squeeze(-1)
@@ -152,6 +157,15 @@ class Model(nn.Module):
         """This model with batch normalisation held at the statistics of x (row, ...)."""
         model = copy.deepcopy(self)
         model.module, model.batch_norm, model.spec = frozen_on(self.module, x), "frozen", None
+        return model
+
+    def with_precision(self, precision: str | None) -> Model:
+        """A copy in another precision, such as to compare meta-gradients with."""
+        if type(self) is not Model:
+            raise InputError(f"a {type(self).__name__} has no module: its precision is its own")
+        model = copy.deepcopy(self)
+        model.precision = checked(precision)
+        model.spec = None if self.spec is None else self.spec | {"precision": precision}
         return model
 
     @classmethod

@@ -54,6 +54,7 @@ class TaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised x (row, channel, ...)."""
         shape = (1, -1, *[1] * (x.ndim - 2))
+        x = x.float() if x.dtype == torch.bfloat16 else x  # a mean of many has more bits than one
         centred, variance = self._moments(x, shape)
         scale = (variance + self.eps).rsqrt()
         if self.weight is None:
