@@ -43,8 +43,7 @@ class Model(nn.Module):
         chunk_size: so many tasks at a time, which bounds memory; None: all.
         batch_norm: whose statistics the module's batch normalisation uses: "support",
             "transductive" or "frozen"; see `models.normalisation`. None leaves the module as it is.
-        precision: "float32", "tf32" or "bfloat16" of the module's products, for float32 data; see
-            `models.precision`. None: as the data and torch have it.
+        precision: of products: "float32", "tf32" or "bfloat16"; see `models.precision`.
 
     Raises:
         InputError: `adapt` names nothing, or `names` has the wrong length.
@@ -164,8 +163,8 @@ class Model(nn.Module):
         if type(self) is not Model:
             raise InputError(f"a {type(self).__name__} has no module: its precision is its own")
         model = copy.deepcopy(self)
-        model.precision = checked(precision)
-        model.spec = None if self.spec is None else self.spec | {"precision": precision}
+        model.precision, spec = checked(precision), self.spec
+        model.spec = None if spec is None else spec | {"precision": precision}
         return model
 
     @classmethod
