@@ -25,7 +25,7 @@ from bayesmeta.objective import Variational, per_task, total
 from bayesmeta.outer import Trace, descend, minimise
 from bayesmeta.posteriors.conjugate import least_squares, rescaling
 from bayesmeta.prior import Prior
-from bayesmeta.ranks import Ranks
+from bayesmeta.ranks import Ranks, wide
 from bayesmeta.results import Result
 from bayesmeta.resuming import Local, telling_what_is_left
 from bayesmeta.streams import Passes
@@ -209,18 +209,18 @@ class _Descent:
         """
         prior, objective = self.present_prior(), self.method.objective
         assert isinstance(objective, Variational)  # the only one that free Q_i have
+        held = prior.map(lambda tensor: tensor.detach().to(wide(tensor)).requires_grad_())
         mine, rows, places = self._own(batch)
         value = self.scale.new_zeros(())
         if len(mine):
             posteriors = self.posteriors(rows)
             noise = noise if places is None else noise[:, places]
             losses = self.losses(mine, posteriors, noise)
-            values = per_task(losses, posteriors, prior, weight * objective.beta)
-            value = total(values, len(self.everyone), len(batch))
-        if self.ranks.size > 1:
-            value = self._over_ranks(value)
+            beta = weight * objective.beta
+            values = per_task(losses, posteriors, _each(held, posteriors), beta)
+            value = total(values.to(wide(values)), len(self.everyone), len(batch))
         penalty = self.prior.log_hyperprior(prior) if self.prior.learn == "all" else 0.0
-        return value - penalty
+        return self._over_ranks(value, held, prior) - penalty
 
     def _own(self, batch: TaskBatch) -> tuple[TaskBatch, Tensor | None, Tensor | None]:
         """This rank's tasks of a batch, their rows in its table, their places in the batch.
@@ -236,24 +236,31 @@ class _Descent:
         places = ((rows >= 0) & (rows < len(self.mine))).nonzero().flatten()
         return batch[places], rows[places], places
 
-    def _over_ranks(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, with its derivatives: of this rank's Q_i, and of all else."""
-        table = list(self.table.values())
-        parameters = self.parameters()
-        gradients = [torch.zeros_like(p) for p in parameters]
+    def _over_ranks(self, value: Tensor, held: Gaussian, prior: Gaussian) -> Tensor:
+        """() M of all ranks, linear in Q_i, ψ and the prior, with its own derivative.
+
+        Args:
+            value: of this rank's tasks, as a function of Q_i, ψ and `held`.
+            held: stands for the prior.
+            prior: as a function of its parameters.
+        """
+        learned = [p for p in self.shared.values() if p.requires_grad]
+        own, common = list(self.table.values()), [*learned, *_tensors(held)]
+        gradients = [torch.zeros_like(p) for p in (*own, *common)]
         if value.requires_grad:  # some of the batch are this rank's
-            gradients = list(torch.autograd.grad(value, parameters))
+            gradients = torch.autograd.grad(value, [*own, *common], materialize_grads=True)
         # All ranks leave out a step that any of them finds not finite.
         finite = torch.stack([g.isfinite().all() for g in gradients]).all()
         value = torch.where(finite, value.detach(), torch.nan)
-        own, common = gradients[: len(table)], gradients[len(table) :]
-        value, *common = self.ranks.summed([value, *common])
-        for parameter, gradient in zip(parameters, [*own, *common], strict=True):
-            value = value + ((parameter - parameter.detach()) * gradient).sum()
+        value, *summed = self.ranks.summed([value, *gradients[len(own) :]])
+        value = value.to(self.scale)
+        moving = [*own, *learned, *_tensors(prior)]
+        for tensor, gradient in zip(moving, [*gradients[: len(own)], *summed], strict=True):
+            value = value + ((tensor - tensor.detach()) * gradient.to(tensor)).sum()
         return value
 
     def parameters(self) -> list[Tensor]:
-        """The leaf tensors; those of the table first."""
+        """The leaf tensors."""
         own = list(self.table.values())
         if self.learn_shared:
             own += list(self.shared.values())
@@ -267,6 +274,18 @@ class _Descent:
         if every is not None and (step + 1) % every == 0:
             with torch.no_grad():
                 self.table["mean"].copy_(self.prior().mean.expand_as(self.table["mean"]))
+
+
+def _tensors(gaussian: Gaussian) -> list[Tensor]:
+    parts = (gaussian.mean, gaussian.diagonal, gaussian.factor)
+    return [part for part in parts if part is not None]
+
+
+def _each(prior: Gaussian, posteriors: Gaussian) -> Gaussian:
+    """The prior, once per task where that is cheap: then its derivative is summed as `wide` is."""
+    if prior.factor is None:
+        prior = prior.map(lambda tensor: tensor.expand(len(posteriors.mean), *tensor.shape))
+    return prior.map(lambda tensor: tensor.to(posteriors.mean))
 
 
 def _waves(like: Tensor, size: float) -> Tensor:
