@@ -1,18 +1,8 @@
-"""`python worker.py NAME TASK.npz DEVICE`: one contender, ready to be timed.
-
-It prints a line of JSON when its first call is done (compilation included), then one for each
-line it reads: the seconds per call. Its gradient is left beside the task. It runs by its path in
-whatever Python has the contender's packages, so it needs numpy alone.
-"""
+"""`python worker.py NAME FOLDER DEVICE`: one contender, ready to be timed on FOLDER/CASE.npz."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-Step = Callable[[], np.ndarray]
+from studies._serving import Step, serve
+
+__all__ = ["Step", "Task"]
 MODULES = {
     "eager": "bayesmeta_step",
     "compiled": "bayesmeta_step",
@@ -28,8 +20,6 @@ MODULES = {
     "torchopt": "torchopt_loop",
     "jax": "jax_vmap",
 }
-TURN = 0.1
-"""Seconds of one turn: a fast contender is called as often as that takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,37 +80,15 @@ class Task:
         return cls(**values | {"widths": tuple(values["widths"].tolist()), "device": device})
 
 
-def serve(name: str, path: Path, device: str) -> None:
-    """Prepare, leave the gradient behind, and time whenever asked."""
-    if device == "cpu" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    task = Task.load(path, device)
-    started = time.perf_counter()
-    try:
-        step: Step = import_module(MODULES[name]).prepare(task, name)
-    except ImportError as error:
-        _say(absent=str(error))
-        return
-    gradient = step()
-    _say(seconds=time.perf_counter() - started)
-    np.save(path.with_name(f"{name}.npy"), gradient)
-    for _ in sys.stdin:
-        # Whoever had the core last has left its own data in the caches.
-        once = _seconds(step, 1)
-        _say(seconds=_seconds(step, max(1, math.ceil(TURN / once))))
+def main(name: str, folder: Path, device: str) -> None:
+    """Serve the contender of that name."""
 
+    def prepare(case: str) -> Step:
+        task = Task.load(folder / f"{case}.npz", device)
+        return import_module(MODULES[name]).prepare(task, name)
 
-def _seconds(step: Step, calls: int) -> float:
-    """Per call; every call ends with its result on the host."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - started) / calls
-
-
-def _say(**values: Any) -> None:
-    print(json.dumps(values), flush=True)
+    serve(prepare, lambda case: folder / f"{name}-{case}.npy", device)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,64 @@
+"""Memory and time of one meta-gradient of Conv4 against inner steps and steps of its solver.
+
+The setting is 20-way 5-shot with 5 queries a class, as in Figure 2b of Rajeswaran, Finn, Kakade &
+Levine (2019), for one task: what more tasks at once hold is as many times that, and `chunk_size`
+says how many there are. What the peak counts is said in `studies._peaks`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from studies._framework import Result, in_own_process
+from studies.compute_memory import figures
+
+QUESTION = "How do memory and time of a meta-gradient grow with the number of inner steps?"
+FLAT = 1.05
+"""How much of its memory at 16 inner steps the implicit gradient may need at 256."""
+
+
+def run(quick: bool, device: str) -> Result:
+    """Measure all in one other process."""
+    size = "quick" if quick else "full"
+    table = pd.DataFrame(in_own_process("studies.compute_memory.measure", device, size))
+    return Result(table, {"compute_memory": figures.draw(table)})
+
+
+def headline(table: pd.DataFrame) -> str:
+    """Growth of every rule, and the goal, from the table."""
+    inner = table[table["part"] == "inner"]
+    memory, seconds = (
+        inner.pivot(index="inner_steps", columns="rule", values=name)
+        for name in ("peak_mib", "seconds")
+    )
+    most = memory["maml"].dropna().index.max()
+    each, fit = growth(memory["maml"])
+    far = memory["imaml"].dropna().index.max()
+    near = 16 if 16 in memory["imaml"].dropna().index else memory["imaml"].dropna().index.min()
+    flat = memory.loc[far, "imaml"] / memory.loc[near, "imaml"]
+    cg = table[table["part"] == "cg"].set_index("cg_steps")
+    per_step = {
+        rule: 1e3 * growth(seconds[rule])[0] for rule in ("maml", "maml_checkpoint", "imaml")
+    }
+    return (
+        f"One task of MAML holds {each:.3g} MiB more for every inner step (R² = {fit:.4f}), "
+        f"{memory.loc[most, 'maml']:.4g} MiB at {most}; with checkpoint=1 "
+        f"{memory.loc[most, 'maml_checkpoint']:.3g} MiB. iMAML holds "
+        f"{memory.loc[far, 'imaml']:.3g} MiB at {far} inner steps, {flat:.3f} times that at {near} "
+        f"(goal ≤ {FLAT:g}), and first-order MAML {memory.loc[far, 'fomaml']:.3g}. An inner step "
+        f"takes {per_step['imaml']:.3g} ms in iMAML, {per_step['maml']:.3g} in MAML, "
+        f"{per_step['maml_checkpoint']:.3g} with checkpoint=1; a step of conjugate gradients "
+        f"{1e3 * growth(cg['seconds'])[0]:.3g} ms, and {cg['peak_mib'].iloc[-1]:.3g} MiB at "
+        f"{cg.index[-1]} of them are {cg['peak_mib'].iloc[-1] / cg['peak_mib'].iloc[0]:.3f} times "
+        f"those at {cg.index[0]}."
+    )
+
+
+def growth(values: pd.Series) -> tuple[float, float]:
+    """Slope of the line through values by their index, and R²."""
+    values = values.dropna()
+    steps = values.index.to_numpy(float)
+    slope, start = np.polyfit(steps, values, 1)
+    left = values - (slope * steps + start)
+    return float(slope), float(1 - left.var(ddof=0) / values.var(ddof=0))
