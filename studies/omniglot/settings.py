@@ -115,7 +115,7 @@ TABLE = (
     Cell("fomaml", "table", "first-order MAML", "fomaml", {"steps": 1, "lr": 0.4} | OUTER, 3000),
     Cell(
         "reptile", "table", "Reptile", "reptile",
-        INNER | {"outer_lr": 1.0}, 2000, train_shots=5,
+        INNER | {"outer_lr": 1.0, "batch": 5}, 2000, train_shots=5,
     ),
     Cell(
         "imaml", "table", "iMAML, gradient descent", "imaml",
@@ -127,7 +127,7 @@ TABLE = (
     ),
     Cell(
         "variational point", "table", "variational iMAML, point", "variational_imaml",
-        {"lam": 0.1} | INNER | OUTER, 2000, train_shots=5,
+        {"lam": 0.1, "batch": 8} | INNER | OUTER, 2000, train_shots=5,
     ),
     Cell(
         "variational laplace", "table", "variational iMAML, Laplace", "variational_imaml",
