@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import conv2d, cross_entropy, linear, relu
 
+from studies._plain import conjugate_gradients
+
 if TYPE_CHECKING:
     from studies._serving import Step
     from studies.conv_speed.problem import Task
@@ -77,7 +79,9 @@ def of_one(task: Task, theta0: Tensor, near: Rows, far: Rows) -> Tensor:
     if not task.implicit:
         return slope
     product = (_gauss_newton if task.curvature == "ggn" else _hessian)(task, theta, near)
-    return task.precision * _solve(lambda v: product(v) + task.precision * v, slope, task.cg_steps)
+    return task.precision * conjugate_gradients(
+        lambda v: product(v) + task.precision * v, slope, task.cg_steps
+    )
 
 
 def _unrolled(task: Task, theta0: Tensor, near: Rows, far: Rows) -> Tensor:
@@ -123,19 +127,6 @@ def _gauss_newton(task: Task, theta: Tensor, near: Rows) -> Product:
         return grad(eta, theta, weighted, retain_graph=True)[0]
 
     return product
-
-
-def _solve(product: Product, b: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients from 0."""
-    x, r = torch.zeros_like(b), b
-    p, rr = r, r @ r
-    for _ in range(steps):
-        ap = product(p)
-        alpha = rr / (p @ ap)
-        x, r = x + alpha * p, r - alpha * ap
-        new = r @ r
-        p, rr = r + new / rr * p, new
-    return x
 
 
 def plain_float32(*, tf32: bool) -> None:

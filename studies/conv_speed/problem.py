@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from studies._plain import Proximal, Stored
 
 KERNEL, LAYERS = 3, 4
 METHODS = ("maml", "fomaml", "imaml_ggn", "imaml_hessian")
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Task(Stored, Proximal):
     """One meta-gradient to compute: d/dθ₀ of the summed query losses of a few tasks.
 
         f_i(θ) = −Σ_rows log p(y | x; θ),    g_i is f_i of the query images
@@ -63,16 +63,6 @@ class Task:
         return self.method.startswith("imaml")
 
     @property
-    def precision(self) -> float:
-        """n λ, the same for all tasks."""
-        return self.lam * self.y.shape[1]
-
-    @property
-    def rate(self) -> float:
-        """lr / n."""
-        return self.lr / self.y.shape[1]
-
-    @property
     def images(self) -> int:
         """Support and query images of all tasks."""
         return self.y.size + self.query_y.size
@@ -93,14 +83,3 @@ class Task:
         first = {name: getattr(self, name)[:tasks] for name in names}
         first |= {name: first[name].astype(np.float64) for name in ("x", "query_x")}
         return replace(self, theta0=self.theta0.astype(np.float64), **first)
-
-    def save(self, path: Path) -> None:
-        np.savez(path, **{key: value for key, value in vars(self).items() if key != "device"})
-
-    @classmethod
-    def load(cls, path: Path, device: str) -> Task:
-        values: dict[str, Any] = {}
-        with np.load(path) as stored:
-            for key, value in stored.items():
-                values[key] = value if value.ndim else value.item()
-        return cls(**values | {"device": device})

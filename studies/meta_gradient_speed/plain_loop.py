@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import linear
 
+from studies._plain import conjugate_gradients
+
 if TYPE_CHECKING:
     from studies.meta_gradient_speed.worker import Step, Task
 
@@ -53,7 +55,7 @@ def prepare(task: Task, name: str) -> Step:
         def product(v: Tensor) -> Tensor:
             return grad(slope, theta, v, retain_graph=True)[0] + task.precision * v
 
-        return task.precision * _solve(product, b, task.cg_steps)
+        return task.precision * conjugate_gradients(product, b, task.cg_steps)
 
     def step() -> np.ndarray:
         total = torch.zeros_like(theta0)
@@ -62,16 +64,3 @@ def prepare(task: Task, name: str) -> Step:
         return total.cpu().numpy()
 
     return step
-
-
-def _solve(product, b: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients from 0."""
-    x, r = torch.zeros_like(b), b
-    p, rr = r, r @ r
-    for _ in range(steps):
-        ap = product(p)
-        alpha = rr / (p @ ap)
-        x, r = x + alpha * p, r - alpha * ap
-        new = r @ r
-        p, rr = r + new / rr * p, new
-    return x

@@ -1,8 +1,4 @@
-"""TorchOpt's implicit differentiation of an inner solver, task after task.
-
-Its gradient rule is a torch.autograd.Function without a batching rule, so vmap does not take it;
-one decorated solver serves all tasks. The linear solver is its own conjugate gradients.
-"""
+"""TorchOpt's implicit differentiation of an inner solver, task after task."""
 
 from __future__ import annotations
 
@@ -12,29 +8,17 @@ import numpy as np
 import torch
 from plain_loop import energy
 from torch import Tensor
-from torchopt.diff.implicit import custom_root
-from torchopt.linear_solve import solve_cg
+
+from studies._torchopt import adaptation
 
 if TYPE_CHECKING:
-    from studies.meta_gradient_speed.worker import Step, Task
+    from studies._serving import Step
+    from studies.meta_gradient_speed.worker import Task
 
 
 def prepare(task: Task, name: str) -> Step:
     """The whole meta-gradient as one call."""
-    slope = torch.func.grad(lambda theta, x, y: energy(theta, x, y, task.shapes))
-
-    def optimality(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return slope(theta, x, y) + task.precision * (theta - theta0)
-
-    @custom_root(optimality, argnums=1, solve=solve_cg(maxiter=task.cg_steps, rtol=0.0))
-    def adapt(theta: Tensor, theta0: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        for _ in range(task.steps):
-            theta = theta.detach().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(energy(theta, x, y, task.shapes), theta)
-            with torch.no_grad():
-                theta = theta - task.rate * (gradient + task.precision * (theta - theta0))
-        return theta
+    adapt = adaptation(lambda theta, x, y: energy(theta, x, y, task.shapes), task)
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(task.device)
@@ -45,8 +29,7 @@ def prepare(task: Task, name: str) -> Step:
     def step() -> np.ndarray:
         total = torch.zeros_like(theta0)
         for x, y, query_x, query_y in sets:
-            theta = adapt(theta0.detach(), theta0, x, y)
-            loss = energy(theta, query_x, query_y, task.shapes)
+            loss = energy(adapt(theta0, x, y), query_x, query_y, task.shapes)
             total += torch.autograd.grad(loss, theta0)[0]
         return total.cpu().numpy()
 

@@ -6,10 +6,11 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
+from studies._plain import Proximal, Stored
 from studies._serving import Step, serve
 
 __all__ = ["Step", "Task"]
@@ -23,7 +24,7 @@ MODULES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Task(Stored, Proximal):
     """One meta-gradient to compute: Σ_i dg_i(θ*_i)/dθ₀ for tanh networks.
 
         f_i(θ) = ½ Σ_rows (y − net(x; θ))²,    F_i(θ) = f_i(θ) + ½ n λ ‖θ − θ₀‖²
@@ -40,6 +41,7 @@ class Task:
         device: "cpu" or "cuda".
     """
 
+    TUPLES: ClassVar[tuple[str, ...]] = ("widths",)
     x: np.ndarray
     y: np.ndarray
     query_x: np.ndarray
@@ -53,31 +55,10 @@ class Task:
     device: str = "cpu"
 
     @property
-    def precision(self) -> float:
-        """n λ, the same for all tasks."""
-        return self.lam * self.y.shape[1]
-
-    @property
-    def rate(self) -> float:
-        """lr / n."""
-        return self.lr / self.y.shape[1]
-
-    @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of weights and biases, in the order they have in θ."""
         pairs = zip(self.widths, self.widths[1:], strict=False)
         return [shape for fan_in, out in pairs for shape in ((out, fan_in), (out,))]
-
-    def save(self, path: Path) -> None:
-        np.savez(path, **{key: value for key, value in vars(self).items() if key != "device"})
-
-    @classmethod
-    def load(cls, path: Path, device: str) -> Task:
-        values: dict[str, Any] = {}
-        with np.load(path) as stored:
-            for key, value in stored.items():
-                values[key] = value if value.ndim else value.item()
-        return cls(**values | {"widths": tuple(values["widths"].tolist()), "device": device})
 
 
 def main(name: str, folder: Path, device: str) -> None:
