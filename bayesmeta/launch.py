@@ -11,11 +11,10 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +45,8 @@ def main() -> None:
     if not all(name in os.environ for name in PLACE) or os.environ["WORLD_SIZE"] == "1":
         cli.main()
         return
+    # The first process may hold the store; of its loss there is a sentence, and no C++ stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = _Process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).run()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,18 +89,30 @@ class _Process:
         """The rank that prints and writes."""
         code = _code()
         if code:
+            self.ending.set()
             self._mark()
+            self._wait()
         return code
 
+    def _wait(self) -> None:
+        """Let the others notice, and hear that it was said, while the store is still there."""
+        import torch.distributed as processes
+
+        processes.destroy_process_group()
+        started = time.monotonic()
+        with _unreachable():
+            while self.store is not None and time.monotonic() - started < PATIENCE:
+                if self.store.add(_key("heard"), 0) == self.size - 1:
+                    return
+                time.sleep(0.05)
+
     def _other(self) -> int:
-        """A rank that only computes: what it writes vanishes, what it says is heard if it fails."""
+        """A rank that only computes: what it has to say is heard if it fails alone."""
         said = io.StringIO()
         with (
-            tempfile.TemporaryDirectory() as scratch,
             open(os.devnull, "w", encoding="utf-8") as nothing,
             redirect_stdout(nothing),
             redirect_stderr(said),
-            _arguments([*_without_out(sys.argv), "--out", str(Path(scratch) / "run")]),
         ):
             code = _code()
         if code:
@@ -127,7 +140,8 @@ class _Process:
                 f"the {self.size} processes did not all meet at {place}, so rank {self.rank} stops"
             ) from error
         yield
-        processes.destroy_process_group()
+        if processes.is_initialized():
+            processes.destroy_process_group()
 
     @contextmanager
     def _told_to_end(self) -> Iterator[None]:
@@ -191,6 +205,7 @@ class _Process:
         with _unreachable():
             while time.monotonic() - started < PATIENCE:
                 if store.check([_key("said")]):
+                    store.add(_key("heard"), 1)
                     return False
                 time.sleep(0.1)
             return store.add(_key("speakers"), 1) == 1
@@ -278,25 +293,6 @@ def _option(name: str) -> str | None:
         elif argument == name and i + 1 < len(sys.argv):
             found = sys.argv[i + 1]
     return found
-
-
-def _without_out(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the place of the run folder, which only one process writes to."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not (skip or argument == "--out" or argument.startswith("--out=")):
-            kept.append(argument)
-        skip = argument == "--out" and not skip
-    return kept
-
-
-@contextmanager
-def _arguments(given: list[str]) -> Iterator[None]:
-    before, sys.argv = sys.argv, given
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def _resumed(checkpoint: Path | None) -> str:
