@@ -6,16 +6,25 @@ Everything heavy is imported inside the commands' work, so that `--help` answers
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesmeta import __version__, commands, report
+from bayesmeta import __version__, commands, image_tasks, report
 from bayesmeta.atomic import refuse_existing
 from bayesmeta.commands import Choices, Columns
 from bayesmeta.console import ProgressBar, plainly, show, show_json
+from bayesmeta.image_tasks import Pictures, fit_images
+from bayesmeta.options import METHODS
 from bayesmeta.results import InputError
+
+if TYPE_CHECKING:
+    from bayesmeta.resuming import Checkpoint
+
+STOPPED = 130  # the exit code of what Ctrl-C has ended
 
 app = typer.Typer(
     name="bayesmeta",
@@ -41,8 +50,8 @@ def _version(wanted: bool) -> None:
 
 def _methods() -> str:
     """The methods by name, a line each, left as they are by the formatter of help texts."""
-    width = max(map(len, commands.METHODS)) + 2
-    lines = [f"  {name:{width}}{about}" for name, about in commands.METHODS.items()]
+    width = max(map(len, METHODS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, about in METHODS.items()]
     return "\n".join(["\b", "Methods:", *lines])
 
 
@@ -55,13 +64,21 @@ def top(
     """Fit a Gaussian prior over a model's weights to a family of related tasks.
 
     Start with: bayesmeta fit DATA.csv --formula "y ~ x + (x | task)"
+    or, for few-shot images: bayesmeta fit IMAGES --ways 5 --shots 1
     """
 
 
 @app.command(epilog=_methods())
 @plainly
 def fit(
-    data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="One row per observation.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA.csv|IMAGES",
+            help="A table with one row per observation; or a folder of images: one folder per "
+            "class, or Omniglot.",
+        ),
+    ],
     formula: Annotated[
         str | None, typer.Option(help='Like lme4: "y ~ x + (x | task)"; in the bar = adapted.')
     ] = None,
@@ -71,13 +88,66 @@ def fit(
     ] = None,
     y: Annotated[str | None, typer.Option(help="The response, or successes/trials.")] = None,
     likelihood: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="gaussian, student_t, bernoulli, binomial, categorical, poisson, negative_binomial"
+            help="gaussian (the default), student_t, bernoulli, binomial, categorical, poisson, "
+            "negative_binomial"
         ),
-    ] = "gaussian",
-    net: Annotated[str | None, typer.Option(help="A tanh network of these widths: 40,40")] = None,
-    method: Annotated[str, typer.Option(help="How to fit: one of those below.")] = "joint",
+    ] = None,
+    offset: Annotated[str | None, typer.Option(help="Column added to the predictor.")] = None,
+    exposure: Annotated[str | None, typer.Option(help="Column whose log is an offset.")] = None,
+    standard_error: Annotated[
+        str | None, typer.Option(help="Column of known standard errors of y.")
+    ] = None,
+    reml: Annotated[
+        bool, typer.Option("--reml", help="Restricted maximum likelihood (exact fits).")
+    ] = False,
+    hyperprior: Annotated[
+        str | None, typer.Option(help="boundary-avoiding keeps every prior sd above zero.")
+    ] = None,
+    ways: Annotated[
+        int | None, typer.Option(help="Images: classes of a task, by default 5.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Images: how many of a class to adapt to, by default 1.")
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Images: how many more to tell apart, by default 15.")
+    ] = None,
+    rotations: Annotated[
+        bool,
+        typer.Option("--rotations", help="Images: a class turned by 90 degrees is another one."),
+    ] = False,
+    filters: Annotated[int | None, typer.Option(help="Images: of conv4, by default 64.")] = None,
+    batch_norm: Annotated[
+        str | None,
+        typer.Option(
+            help="Images: statistics of transductive (the query images together, as in the papers; "
+            "the default) or support (one query image at a time)."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Images: pixels a side, by default 28 for Omniglot, else 84.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Images: turn colours to grey.")] = False,
+    train_classes: Annotated[
+        int | None,
+        typer.Option(
+            help="Images: train on so many classes, drawn by the seed, and hold the others out; by "
+            "default 1200 of Omniglot, else three quarters."
+        ),
+    ] = None,
+    net: Annotated[
+        str | None,
+        typer.Option(
+            help="Table: a tanh network of these widths, 40,40. Images: conv4 (the default), "
+            "dense, or widths."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How to fit: one of those below; joint for a table, maml for images."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,19 +171,24 @@ def fit(
             "and laplace: full, or diagonal for a network; else the method's own."
         ),
     ] = None,
-    hyperprior: Annotated[
-        str | None, typer.Option(help="boundary-avoiding keeps every prior sd above zero.")
-    ] = None,
-    reml: Annotated[
-        bool, typer.Option("--reml", help="Restricted maximum likelihood (exact fits).")
-    ] = False,
-    offset: Annotated[str | None, typer.Option(help="Column added to the predictor.")] = None,
-    exposure: Annotated[str | None, typer.Option(help="Column whose log is an offset.")] = None,
-    standard_error: Annotated[
-        str | None, typer.Option(help="Column of known standard errors of y.")
-    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the outer loop, at most.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Tasks per step; all by default.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Tasks per step; all of a table by default, 16 of images.")
+    ] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Tasks at a time, to save memory; the result is the same.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Images: of the network's products: float32, tf32 or bfloat16."),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps after which a fit by adam or sgd writes where it stands to "
+            "RUN.checkpoint, from where the same command goes on; for images 100 by default."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     out: Annotated[
@@ -123,17 +198,41 @@ def fit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a prior to the tasks of a CSV, and save it as a run folder."""
-    columns = Columns(formula, task, _split(x), y, offset, exposure, standard_error, likelihood)
+    """Fit a prior to the tasks of a CSV, or of a folder of images; save it as a run folder."""
+    images = data.is_dir()
+    table_only = {
+        "--formula": formula, "--task": task, "--x": x, "--y": y, "--likelihood": likelihood,
+        "--offset": offset, "--exposure": exposure, "--standard-error": standard_error,
+        "--reml": reml, "--hyperprior": hyperprior,
+    }  # fmt: skip
+    images_only = {
+        "--ways": ways, "--shots": shots, "--queries": queries, "--rotations": rotations,
+        "--filters": filters, "--batch-norm": batch_norm, "--image-size": image_size,
+        "--grey": grey, "--train-classes": train_classes, "--precision": precision,
+    }  # fmt: skip
+    _refuse_mixed(data, table_only if images else images_only, images=images)
     choices = Choices(
-        _widths(net), method, covariance, prior, hyperprior, reml, steps, batch, seed, device,
-        tuple(option or ()),
+        () if images else _widths(net), method or ("maml" if images else "joint"), covariance,
+        prior, hyperprior, reml, steps, batch, seed, device, tuple(option or ()), chunk_size,
+        precision, image_tasks.EVERY if checkpoint_every is None and images else checkpoint_every,
     )  # fmt: skip
-    run = out if out is not None else Path("runs") / data.stem
-    with ProgressBar("fitting", hidden=quiet) as progress:
-        fitted = commands.fit_table(
-            data, columns, choices, out=run, overwrite=overwrite, progress=progress
-        )
+    run = out if out is not None else Path("runs") / (data.resolve().name if images else data.stem)
+    common: dict[str, Any] = {"out": run, "overwrite": overwrite}
+    with ProgressBar("fitting", hidden=quiet) as progress, _stopped(choices.checkpoint(run)):
+        if images:
+            given = {
+                "ways": ways, "shots": shots, "queries": queries, "rotations": rotations,
+                "net": _image_net(net), "filters": filters, "batch_norm": batch_norm,
+                "size": image_size, "train": train_classes, "grey": grey,
+            }  # fmt: skip
+            pictures = Pictures(**{name: v for name, v in given.items() if v is not None})
+            fitted = fit_images(data, pictures, choices, progress=progress, **common)
+        else:
+            columns = Columns(
+                formula, task, _split(x), y, offset, exposure, standard_error,
+                likelihood or "gaussian",
+            )  # fmt: skip
+            fitted = commands.fit_table(data, columns, choices, progress=progress, **common)
     if as_json:
         show_json(fitted.record() | {"run": str(run)})
     elif not quiet:
@@ -239,6 +338,35 @@ def _widths(net: str | None) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--net wants the widths of hidden layers, such as 40,40, not {net!r}")
     return tuple(map(int, parts))
+
+
+def _image_net(net: str | None) -> str | tuple[int, ...] | None:
+    return _widths(net) if net is not None and net[:1].isdigit() else net
+
+
+def _refuse_mixed(data: Path, options: Mapping[str, Any], *, images: bool) -> None:
+    """Options of the other kind of data, which would otherwise be passed over in silence."""
+    given = [name for name, value in options.items() if value]
+    if given and images:
+        raise InputError(
+            f"{given[0]} is for tables, and {data} is a folder of images: leave it out"
+        )
+    if given:
+        raise InputError(
+            f"{given[0]} is for images, and {data} is not a folder of them: leave it out, or give "
+            "the folder"
+        )
+
+
+@contextmanager
+def _stopped(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Say at Ctrl-C what is left of the fit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = "it kept no checkpoint" if checkpoint is None else checkpoint.left()
+        typer.echo(f"stopped: {left}", err=True)
+        raise typer.Exit(STOPPED) from None
 
 
 def _check_csv(out: Path | None, overwrite: bool) -> None:

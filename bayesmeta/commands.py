@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from bayesmeta.atomic import refuse_existing, whole_file, whole_folder
+from bayesmeta.options import METHODS as METHODS
+from bayesmeta.options import method_options, read_options
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -17,23 +20,11 @@ if TYPE_CHECKING:
     from bayesmeta.method import Method
     from bayesmeta.models import Model
     from bayesmeta.prior import Prior
+    from bayesmeta.resuming import Checkpoint
     from bayesmeta.tasks import TableInfo, TaskFamily
 
 FIGURES = "spread, shrinkage, predictive, prior, trace or calibration"
 DATA = Path(__file__).parent / "data"
-METHODS = {
-    "joint": "prior and posteriors descend together; what lme4's lmer does, where that applies",
-    "laplace": "what lme4's glmer does",
-    "maml": "a start from which a few gradient steps do well on held-out rows",
-    "fomaml": "maml without second derivatives",
-    "truncated_maml": "maml, differentiated through its last steps only",
-    "reptile": "a start that moves towards where gradient descent from it ends",
-    "imaml": "as maml, each task solved to the end under its pull towards the prior",
-    "imaml_hf": "imaml, solved by Newton-CG",
-    "variational_imaml": "imaml without held-out rows",
-    "stochastic": "maml for a random algorithm: minibatches, Langevin noise, a mixture of several",
-    "two_path": "the same for the mean of its runs, by separate runs forward and backward",
-}
 Progress = Callable[[int, int, float], None]
 
 
@@ -114,6 +105,9 @@ class Choices:
         steps, batch: None leaves them to the method.
         seed, device: of the fit.
         options: "NAME=VALUE" each, keyword arguments of the method.
+        chunk_size: of the model.
+        precision: of a network for images.
+        checkpoint_every: outer steps between two writings of where the fit stands; None: none.
     """
 
     net: tuple[int, ...] = ()
@@ -127,6 +121,17 @@ class Choices:
     seed: int = 0
     device: str | None = None
     options: Sequence[str] = ()
+    chunk_size: int | None = None
+    precision: str | None = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--chunk-size", self.chunk_size),
+            ("--checkpoint-every", self.checkpoint_every),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{flag} {value}: give a whole number, 1 or more")
 
     def build(self, family: TaskFamily, likelihood: str) -> Model:
         from bayesmeta import likelihoods, models
@@ -138,10 +143,19 @@ class Choices:
             options["classes"] = int(family.tensors["y"].max()) + 1
         built = likelihoods.by_name(likelihood, **options)
         if self.net:
-            return models.mlp(self.net, family, built, seed=self.seed)
-        return models.linear(family, built)
+            model = models.mlp(self.net, family, built, seed=self.seed)
+        else:
+            model = models.linear(family, built)
+        model.chunk_size = self.chunk_size
+        return model
 
-    def run(self, family: TaskFamily, likelihood: str, progress: Progress) -> Fit:
+    def run(
+        self,
+        family: TaskFamily,
+        likelihood: str,
+        progress: Progress,
+        checkpoint: Checkpoint | None = None,
+    ) -> Fit:
         """Fit the family; everything the user can get wrong here is an InputError."""
         from bayesmeta.fit import fit
 
@@ -157,7 +171,15 @@ class Choices:
             device=usable_device(self.device),
             callbacks=(progress,),
             reml=self.reml,
+            checkpoint=checkpoint,
         )
+
+    def checkpoint(self, out: Path) -> Checkpoint | None:
+        """Beside the run folder, which appears only when it is complete."""
+        from bayesmeta.resuming import Checkpoint
+
+        every = self.checkpoint_every
+        return None if every is None else Checkpoint(out.with_name(f"{out.name}.checkpoint"), every)
 
     def made(self, known: dict[str, Any], dim: int) -> Method:
         """The method by name, with its options.
@@ -210,91 +232,6 @@ class Choices:
         return Prior(usual.form, hyperprior=self.hyperprior)
 
 
-def method_options(name: str) -> dict[str, Any]:
-    """Every option of a method, with the type of its value.
-
-    Raises:
-        InputError: there is no such method.
-    """
-    from bayesmeta import methods
-    from bayesmeta.method import Method
-
-    if name not in METHODS:
-        raise InputError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
-    make, joint = getattr(methods, name), name == "joint"
-    left_out = ("optimiser", "compile") if joint else ("warmup", "reset_every", "prior_update")
-    renamed = {} if joint else {name: f"outer_{name}" for name in ("steps", "lr", "tolerance")}
-    outer = {
-        renamed.get(key, key): hint
-        for key, hint in get_type_hints(Method).items()
-        if key not in ("posterior", "inner", "gradient", "objective", *left_out)
-    }
-    hints, parameters = get_type_hints(make), inspect.signature(make).parameters.values()
-    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY} | {
-        key: hint for key, hint in outer.items() if key not in hints
-    }
-
-
-def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> dict[str, Any]:
-    """The values of "NAME=VALUE" texts.
-
-    Args:
-        texts: as they were given.
-        method: its name, for errors.
-        known: type of every option the method has.
-
-    Raises:
-        InputError: no "=", a name that is not known or comes twice, or a value of another type.
-
-    Example:
-        >>> read_options(["lam=0.5", "steps=32"], "imaml", {"lam": float | None, "steps": int})
-        {'lam': 0.5, 'steps': 32}
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not (name and equals and value):
-            raise InputError(f"--option wants NAME=VALUE, such as lr=0.01, not {text!r}")
-        if name not in known:
-            raise InputError(f"{method} has no option {name!r}; it has {', '.join(known)}")
-        if name in values:
-            raise InputError(f"--option {name}= is given twice: give it once")
-        values[name] = _value(value)
-        if not _fits(values[name], known[name]):
-            kinds = get_args(known[name]) or (known[name],)
-            wanted = [WORDS[kind] for kind in kinds if kind in WORDS]  # no objects in a text
-            raise InputError(f"--option {name}= wants {' or '.join(wanted)}, not {value!r}")
-    return values
-
-
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a word",
-    type(None): "none",
-}
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, none, or the text itself."""
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint) or (hint,)  # types, or the values of a Literal
-    number = type(value) is int and float in kinds
-    return number or type(value) in kinds or (isinstance(value, str) and value in kinds)
-
-
 def usable_device(name: str | None) -> str | None:
     """The device by name, tried with one number.
 
@@ -326,10 +263,36 @@ def fit_table(
 ) -> Fit:
     """Read, fit and save; the run folder appears complete or not at all."""
     family = columns.read(path)
-    refuse_existing(out, overwrite=overwrite, run=True)
-    fitted = choices.run(family, columns.likelihood, progress)
+    return into_run(
+        lambda checkpoint: choices.run(family, columns.likelihood, progress, checkpoint),
+        choices.checkpoint(out),
+        out=out,
+        overwrite=overwrite,
+    )
+
+
+def into_run(
+    fit: Callable[[Checkpoint | None], Fit],
+    checkpoint: Checkpoint | None,
+    *,
+    out: Path,
+    overwrite: bool,
+) -> Fit:
+    """Fit, save, and take away the checkpoint; of several processes the first one writes."""
+    from bayesmeta.ranks import Ranks
+
+    first = Ranks.present().rank == 0
+    if first:
+        refuse_existing(out, overwrite=overwrite, run=True)
+    fitted = fit(checkpoint)
+    if not first:
+        return fitted
     with whole_folder(out, overwrite=overwrite) as folder:
         fitted.save(folder)
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds something else stays
+            Path(checkpoint.folder).rmdir()
     return fitted
 
 

@@ -375,8 +375,8 @@ class Fit:
     def save(self, folder: str | Path) -> Path:
         """Write a run folder; see `bayesmeta.checkpoint`. Returns its path.
 
-        Its posterior.nc is left out where fewer than 10 draws would fit into 100 MB. Of several
-        processes that share a fit, the first writes.
+        Draws for ArviZ, posterior.nc, are left out where fewer than 10 fit into 100 MB, and of a
+        stream, whose tasks are any. Of several processes that share a fit, the first writes.
         """
         if Ranks.present().rank > 0:
             return Path(folder)
@@ -386,7 +386,7 @@ class Fit:
         path = write(self, Path(folder))
         largest = LARGEST_FILE / (8 * FEWEST_EXPORTED)  # numbers of one draw, and one of θ
         exported = (len(self.family) + 1) * self.model.dim <= largest
-        if self.model.likelihood is not None and exported:
+        if self.model.likelihood is not None and self.stream is None and exported:
             save_netcdf(self, path / "posterior.nc")
         return path
 

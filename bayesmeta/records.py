@@ -49,7 +49,13 @@ def result(fit: Fit) -> dict[str, Any]:
         "flagged": [{"task": f.task, "why": f.why} for f in fit.flagged],
         "notes": fit.notes,
         "seconds": fit.seconds,
+        "stream": None if fit.stream is None else _short(fit.stream),
     }
+
+
+def _short(stream: dict[str, Any]) -> dict[str, Any]:
+    """What the tasks were drawn from, its classes counted."""
+    return {k: len(v) if k in ("classes", "held_out") else v for k, v in stream.items()}
 
 
 def shared_values(fit: Fit) -> dict[str, float | list[float]]:

@@ -70,6 +70,8 @@ def fit_report(fit: Fit, run: Path) -> Group:
     known = fit.family.table
     data = f"{record['tasks']} tasks, {record['observations']} observations"
     head = f"{known.formula or known.response} · {data}" if known else data
+    if record["stream"] is not None:
+        head = _stream(record["stream"], record["tasks"])
     body: list[RenderableType] = [Text(head, style="bold"), Text(), _prior_table(fit, record)]
     if record["shared"]:
         body.append(_shared_table(record["shared"], fit.standard_errors))
@@ -83,6 +85,18 @@ def fit_report(fit: Fit, run: Path) -> Group:
     body += sentences("Notes", fit.notes)
     body.append(Text(f"{number(record['seconds'])} s, saved in {run}"))
     return Group(*body)
+
+
+def _stream(stream: Mapping[str, Any], tasks: int) -> str:
+    """What the tasks were drawn from; those of the fit's posteriors are so many more."""
+    if stream.get("kind") != "few_shot":
+        return f"a stream of tasks; posteriors of {tasks}"
+    turned = ", with rotations" if stream["rotations"] else ""
+    kept = f", {stream['held_out']} held out" if stream.get("held_out") else ""
+    return (
+        f"{stream['ways']}-way {stream['shots']}-shot, {stream['queries']} queries a class · "
+        f"{stream['source']}: {stream['classes']} classes{turned}{kept}"
+    )
 
 
 def _prior_table(fit: Fit, record: Mapping[str, Any]) -> Table:

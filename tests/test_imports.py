@@ -37,8 +37,9 @@ LAYERS = """
     fit
     arviz_export
     plots diagnostics pyro_bridge
+    options
     console report commands
-    predicting checking demo
+    predicting checking demo image_tasks
     cli
     launch
     __main__

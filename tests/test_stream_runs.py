@@ -104,6 +104,7 @@ def test_many_weights_are_counted_and_not_listed(folder):
     held = small["weights"]["prior_sd_quartiles"]
     assert held == pytest.approx([math.sqrt(1 / (2.0 * 3))] * 5)  # Λ = n λ, three rows
     assert len(json.dumps(found)) < 3000
+    assert found["stream"] == fit.stream | {"classes": 7}
     assert (folder / "run.json").stat().st_size < 10_000
 
 
@@ -111,6 +112,7 @@ def test_the_report_is_short(folder, capsys):
     console = Console(width=120)
     console.print(report.fit_report(conv(), folder))
     told = capsys.readouterr().out
+    assert "3-way 1-shot, 2 queries a class · generated: 7 classes, with rotations" in told
     assert f"Prior of {conv().model.dim} weights" in told and len(told.splitlines()) < 20
     assert len(repr(conv())) < 200
 
@@ -132,14 +134,17 @@ def test_many_names_are_compared_by_their_hash(tmp_path):
         bm.load(run, model=renamed)
 
 
-def test_draws_for_arviz_are_left_out_where_they_would_be_few(tmp_path, monkeypatch):
-    assert (gaussian().save(tmp_path / "small") / "posterior.nc").is_file()
-    dim = gaussian().model.dim
-    for fits, limit in ((True, 8 * 10 * 5 * dim), (False, 8 * 10 * 5 * dim - 1)):
+def test_draws_for_arviz_are_left_out_where_they_would_be_few(tmp_path, folder, monkeypatch):
+    assert not (folder / "posterior.nc").exists()  # nobody asks for tasks drawn from a stream
+    family, _ = tasks().family(4, torch.Generator().manual_seed(0))
+    model = bm.models.dense(3, (1, 8, 8), widths=(2,))
+    fit = bm.fit(model, family, method=methods.maml(support=None, outer_steps=2, optimiser="adam"))
+    assert (fit.save(tmp_path / "small") / "posterior.nc").is_file()
+    for fits, limit in ((True, 8 * 10 * 5 * model.dim), (False, 8 * 10 * 5 * model.dim - 1)):
         monkeypatch.setattr(arviz_export, "LARGEST_FILE", limit)
-        path = gaussian().save(tmp_path / str(fits))
+        path = fit.save(tmp_path / str(fits))
         assert (path / "posterior.nc").is_file() is fits
-        assert bm.load(path).record() == gaussian().record()
+        assert bm.load(path).record() == fit.record()
 
 
 def test_of_several_processes_one_writes(tmp_path, monkeypatch):
