@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 import bayesmeta as bm
 from bayesmeta.method import Method
 from studies._peaks import MIB, peak
+from studies._serving import CLOCKS
 from studies.conv_speed.bayesmeta_step import descent, gradient, network
 from studies.conv_speed.problem import Task
 from studies.omniglot.data import glyphs
@@ -95,8 +95,7 @@ def _measured(work: Task, method: Method, device: str) -> dict[str, float]:
     """Peak and time of one meta-gradient."""
     step = gradient(*descent(work, network(work), method))
     most = peak(step, device)
-    # On its one thread a quiet machine's clocks agree; others' work is in the wall's alone.
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    clock = CLOCKS[device]
     seconds = _seconds(step, clock)
     if seconds < AGAIN:
         seconds = min(seconds, *(_seconds(step, clock) for _ in range(2)))

@@ -8,7 +8,7 @@
     timing           these in turn, so that a busy minute falls on all alike
     forms, passes    convolutions whose weights differ from task to task, written in several ways
 
-TorchOpt runs in the Python that the environment variable BAYESMETA_COMPETITORS names (by default
+Times on a CPU are the process's own. TorchOpt runs in the Python that the environment variable BAYESMETA_COMPETITORS names (by default
 this one); a row without a time says what it lacks. On the CPU nothing is compiled: that takes 200 s
 here, and is worth 10 %. With --device cuda there are also the compiled step, a CUDA graph of the
 eager one, TF32 and bfloat16 with their errors, cudnn's own search for algorithms, and peak memory.

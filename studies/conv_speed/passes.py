@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from bayesmeta.curvature import hessian
 from bayesmeta.derivatives import slope
 from bayesmeta.models import Model
 from bayesmeta.tasks import TaskBatch
+from studies._serving import CLOCKS
 from studies.conv_speed import forms
 from studies.conv_speed.bayesmeta_step import chunk_size, descent, gradient, network
 from studies.conv_speed.plain_loop import plain_float32
@@ -56,7 +56,7 @@ def _passes(sets: Task, turns: int) -> list[dict[str, Any]]:
     size = {"tasks": len(batch), "images": sets.y.shape[1]}
     found = []
     for kind in ("value", "gradient", "hessian"):
-        timed = _in_turn({name: work[kind] for name, work in works.items()}, turns)
+        timed = _in_turn({name: work[kind] for name, work in works.items()}, turns, sets.device)
         found += [{"part": "form", "pass": kind, **size, **row} for row in timed]
     return found
 
@@ -96,22 +96,25 @@ def _steps(whole: Task, turns: int) -> list[dict[str, Any]]:
     for name in forms.MODULES:
         model = forms.rewritten(network(whole, chunk_size(whole)), name)
         steps[name] = gradient(*descent(whole, model))
-    timed = _in_turn(steps, turns)
+    timed = _in_turn(steps, turns, whole.device)
     size = {"tasks": len(whole.y), "images": whole.y.shape[1] + whole.query_y.shape[1]}
     return [{"part": "form", "pass": "step", **size, **row} for row in timed]
 
 
-def _in_turn(works: dict[str, Callable[[], Tensor]], turns: int) -> list[dict[str, Any]]:
+def _in_turn(
+    works: dict[str, Callable[[], Tensor]], turns: int, device: str
+) -> list[dict[str, Any]]:
     """Median times, round by round.
 
     Raises:
         RuntimeError: two forms compute different things.
     """
+    clock = CLOCKS[device]
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    answers = {name: _timed(work)[1] for name, work in works.items()}
+    answers = {name: _timed(work, clock)[1] for name, work in works.items()}
     for _ in range(turns):
         for name, work in works.items():
-            seconds[name].append(_timed(work)[0])
+            seconds[name].append(_timed(work, clock)[0])
     first = answers["grouped"]
     rows = []
     for name, answer in answers.items():
@@ -125,11 +128,11 @@ def _in_turn(works: dict[str, Callable[[], Tensor]], turns: int) -> list[dict[st
     return [row | {"times_grouped": base / row["ms"]} for row in rows]
 
 
-def _timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
+def _timed(work: Callable[[], Tensor], clock: Callable[[], float]) -> tuple[float, Tensor]:
     """Seconds until the result is on the host, and the result."""
-    started = time.perf_counter()
+    started = clock()
     found = work().detach().cpu()
-    return time.perf_counter() - started, found
+    return clock() - started, found
 
 
 if __name__ == "__main__":
