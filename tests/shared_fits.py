@@ -89,6 +89,8 @@ CASES: dict[str, tuple[Build, Any]] = {
     "joint, common noise": (sinusoids, methods.joint(**JOINT, noise="common")),
     "joint, exact": (lines, methods.joint()),
 }
+CASES["joint, hyper-prior"] = CASES["joint"]
+PRIORS = {"joint, hyper-prior": bm.Prior("diagonal", hyperprior="boundary-avoiding")}
 TOO_FEW = {
     "joint of one task": (one, methods.joint(**JOINT)),
     "batches of one task": (sinusoids, methods.maml(batch=1, **ADAM)),
@@ -109,7 +111,8 @@ def fitted(
     with torch.no_grad():
         for weight in model.module.parameters():
             weight.add_(nudge)
-    return bm.fit(model, tasks, method=replace(method, steps=steps), **{"seed": 5} | options)
+    options = {"seed": 5, "prior": PRIORS.get(name)} | options
+    return bm.fit(model, tasks, method=replace(method, steps=steps), **options)
 
 
 def numbers(fit: bm.Fit) -> dict[str, Tensor]:
