@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -107,8 +108,78 @@ def fit(
     _refuse_wrong_types(model, family, method, prior)
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must lie between 0 and 2**63, not {seed}")
-    stream, generator = None, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     family = family if device is None else family.to(device=device)
+    given = _given(model, family, method, prior, query, generator)
+    given.standardise(standardise)
+    given.prior = checked_prior(given.prior, given.method, given.model, given.family, given.notes)
+    identity = _identity(given, seed)
+    written = checkpoint and checkpoint.of(identity, writes=Ranks.present().rank == 0)
+    problem = Problem(
+        given.model, given.inside, given.prior, given.method, reml, generator, callbacks,
+        given.query, given.stream, written,
+    )  # fmt: skip
+    solver = choose(problem)
+    # Whoever calls from a torch.no_grad() block wants a fit all the same.
+    with torch.enable_grad(), multiplying(given.model.precision):
+        estimate: Estimate = SOLVERS[solver].estimate(problem)
+    if not bool(estimate.task_evidence.isfinite().any()):
+        raise InputError(
+            "the loss is not finite for any task: check that the energy or module gives finite "
+            "values at its starting weights"
+        )
+    found = _result(given, estimate, solver, reml=reml)
+    return replace(found, seconds=time.perf_counter() - started, seed=seed)
+
+
+@dataclass
+class _Given:
+    """What is to be fitted, as it becomes complete.
+
+    Args:
+        model: a copy, in the family's dtype and on its device.
+        method: which.
+        family: the tasks in original units; of a stream, those that the posteriors are of.
+        inside: the tasks in the units of the fit.
+        query: the query sets, if they are given.
+        stream: what outer steps draw from.
+        prior: the form of Σ₀, and what is learned of it.
+        standardisation: from original units to those of the fit.
+        notes: what a person should know.
+    """
+
+    model: Model
+    method: Method
+    family: TaskFamily
+    inside: TaskFamily
+    query: TaskFamily | None
+    stream: TaskStream | None
+    prior: Prior
+    notes: list[str]
+    standardisation: Standardisation | None = None
+
+    def standardise(self, wanted: bool | None) -> None:
+        """Units for the fit, and constants of the likelihood to start from."""
+        units = _standardisation(self.model, self.family, wanted)
+        if units is not None:
+            self.standardisation, self.inside = units, units.apply(self.family)
+            self.query = None if self.query is None else units.apply(self.query)
+        if self.model.likelihood is not None:
+            if units is not None and units.y_scale != 1:
+                self.model.likelihood = self.model.likelihood.rescale(1 / units.y_scale)
+            _initialise(self.model, self.inside)
+
+
+def _given(
+    model: Model,
+    family: TaskFamily | TaskStream,
+    method: Method | None,
+    prior: Prior | None,
+    query: TaskFamily | None,
+    generator: torch.Generator,
+) -> _Given:
+    """The tasks, a model that takes them, a method, and the prior that belongs to it."""
+    stream = None
     if isinstance(family, TaskStream):
         check_stream(method, query)
         assert method is not None
@@ -120,34 +191,19 @@ def fit(
     if stream is None or isinstance(method.objective, Validation):
         query = checked_query(query, family, method, model)
     prior = default_prior(prior, method, model, family)
-    standardisation = _standardisation(model, family, standardise)
-    inside = family if standardisation is None else standardisation.apply(family)
-    if model.likelihood is not None:
-        if standardisation is not None and standardisation.y_scale != 1:
-            model.likelihood = model.likelihood.rescale(1 / standardisation.y_scale)
-        _initialise(model, inside)
     notes = list(family.table.notes) if family.table else []
-    prior = checked_prior(prior, method, model, family, notes)
-    if query is not None and standardisation is not None:
-        query = standardisation.apply(query)
-    identity = _identity(model, stream or family, method, prior, seed)
-    written = checkpoint and checkpoint.of(identity, writes=Ranks.present().rank == 0)
-    problem = Problem(
-        model, inside, prior, method, reml, generator, callbacks, query, stream, written
-    )
-    solver = choose(problem)
-    with multiplying(model.precision):
-        estimate: Estimate = SOLVERS[solver].estimate(problem)
-    if not bool(estimate.task_evidence.isfinite().any()):
-        raise InputError(
-            "the loss is not finite for any task: check that the energy or module gives finite "
-            "values at its starting weights"
-        )
+    return _Given(model, method, family, family, query, stream, prior, notes)
+
+
+def _result(given: _Given, estimate: Estimate, solver: str, *, reml: bool) -> Fit:
+    """The fit in original units, with what is to be said of it."""
+    model, family, method = given.model, given.family, given.method
     model.load_shared(estimate.shared)
-    units = 0.0 if standardisation is None else math.log(standardisation.y_scale)
-    scored = scored_rows(method, family, query)
-    evidence = estimate.log_evidence - int(scored.sum()) * units
-    notes += _standardisation_notes(standardisation, model) + _notes(estimate, model, prior, inside)
+    units = given.standardisation
+    log_scale = 0.0 if units is None else math.log(units.y_scale)
+    scored = scored_rows(method, family, given.query)
+    notes = given.notes + _standardisation_notes(units, model)
+    notes += _notes(estimate, model, given.prior, given.inside)
     notes += certain_notes(estimate.posterior, method)
     return Fit(
         model=model,
@@ -156,32 +212,28 @@ def fit(
         solver=solver,
         fitted_prior=estimate.prior,
         posterior=Named(model.names, estimate.posterior.map(Tensor.detach), family.names),
-        log_evidence=evidence,
+        log_evidence=estimate.log_evidence - int(scored.sum()) * log_scale,
         evidence_kind="restricted" if reml else evidence_kind(solver, method),
-        task_evidence=estimate.task_evidence - scored.to(estimate.task_evidence) * units,
-        standardisation=standardisation,
+        task_evidence=estimate.task_evidence - scored.to(estimate.task_evidence) * log_scale,
+        standardisation=units,
         standard_errors=_standard_errors(estimate, model),
         flagged=flags(family.names, estimate.results, estimate.task_evidence, method),
         notes=notes,
         trace=estimate.trace.values,
-        seconds=time.perf_counter() - started,
-        seed=seed,
-        stream=None if stream is None else stream.record(),
+        stream=None if given.stream is None else given.stream.record(),
     )
 
 
-def _identity(
-    model: Model, family: TaskFamily | TaskStream, method: Method, prior: Prior, seed: int
-) -> dict[str, Any]:
+def _identity(given: _Given, seed: int) -> dict[str, Any]:
     """What a fit has in common with one that goes on from where it stood."""
-    data = family.fingerprint() if isinstance(family, TaskFamily) else family.record()
+    data = given.family.fingerprint() if given.stream is None else given.stream.record()
     return {
-        "method": method.to_json(),
-        "prior": prior.to_json(),
+        "method": given.method.to_json(),
+        "prior": given.prior.to_json(),
         "data": data,
         "seed": seed,
-        "precision": model.precision,
-        "weights": [list(model.adapted), [list(shape) for shape in model.shapes]],
+        "precision": given.model.precision,
+        "weights": [list(given.model.adapted), [list(shape) for shape in given.model.shapes]],
     }
 
 

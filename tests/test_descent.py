@@ -123,6 +123,13 @@ def test_a_stream_has_no_last_solve_to_start_from():
         bm.fit(dense(), characters(), method=method)
 
 
+def test_a_fit_inside_no_grad_is_a_fit():
+    with torch.no_grad():
+        inside = bm.fit(line(), lines(), method=ADAPTED["batches"], seed=1)
+        assert not torch.is_grad_enabled()
+    same(fitted("batches", None), inside)
+
+
 # Too little memory
 
 
