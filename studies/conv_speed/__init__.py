@@ -8,10 +8,11 @@
     timing           these in turn, so that a busy minute falls on all alike
     forms, passes    convolutions whose weights differ from task to task, written in several ways
 
-Times on a CPU are the process's own. TorchOpt runs in the Python that the environment variable BAYESMETA_COMPETITORS names (by default
-this one); a row without a time says what it lacks. On the CPU nothing is compiled: that takes 200 s
-here, and is worth 10 %. With --device cuda there are also the compiled step, a CUDA graph of the
-eager one, TF32 and bfloat16 with their errors, cudnn's own search for algorithms, and peak memory.
+Times on a CPU are the processes' own. TorchOpt runs in the Python that the environment variable
+BAYESMETA_COMPETITORS names (by default this one); a row without a time says what it lacks. On the
+CPU nothing is compiled: that takes 200 s here, and is worth 10 %. With --device cuda there are also
+the compiled step, a CUDA graph of the eager one, TF32 and bfloat16 with their errors, cudnn's own
+search for algorithms, and peak memory.
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ def _case(rows: pd.DataFrame) -> str:
     best = ours.sort_values("ms").iloc[0]
     label = figures.METHODS[rows["method"].iloc[0]]
     said = (
-        f"{label}, {rows['queries'].iloc[0]:.0f} queries a class: {best['ms']:.3g} ms {best.name}, "
+        f"{label}, {rows['queries'].iloc[0]:.0f} queries a class: {best['ms']:,.0f} ms {best.name}, "
         f"{best['times_loop']:.2g}×, {best['of_products']:.0%} products, "
-        f"{best['images_per_s']:.3g} images/s"
+        f"{best['images_per_s']:,.0f} images/s"
     )
     for name in timing.ROUNDED:
         if name in by_name.index:
             other = by_name.loc[name]
-            said += f", {name} {other['ms']:.3g} ms with an error of {other['difference']:.1g}"
+            said += f", {name} {other['ms']:,.0f} ms with an error of {other['difference']:.1g}"
     if "torchopt" in by_name.index:
-        said += f", TorchOpt {by_name.loc['torchopt', 'ms']:.3g} ms"
+        said += f", TorchOpt {by_name.loc['torchopt', 'ms']:,.0f} ms"
     absent = rows[rows["ms"].isna()]
     return said + "".join(
         f", {name} not measured ({note})"
