@@ -60,9 +60,9 @@ def _case(rows: pd.DataFrame) -> str:
     by_name = rows.set_index("implementation").dropna(subset="ms")
     ours = by_name.drop([*figures.NOT_OURS], errors="ignore")
     best = ours.sort_values("ms").iloc[0]
-    label = figures.METHODS[rows["method"].iloc[0]]
+    label, queries = figures.METHODS[rows["method"].iloc[0]], rows["queries"].iloc[0]
     said = (
-        f"{label}, {rows['queries'].iloc[0]:.0f} queries a class: {best['ms']:,.0f} ms {best.name}, "
+        f"{label}, {queries:.0f} queries a class: {best['ms']:,.0f} ms {best.name}, "
         f"{best['times_loop']:.2g}×, {best['of_products']:.0%} products, "
         f"{best['images_per_s']:,.0f} images/s"
     )

@@ -102,7 +102,8 @@ def _forms(ax: Axes, rows: pd.DataFrame) -> None:
     ]
     ax.set_yticks([-place for place in range(len(groups))], labels)
     ax.axvline(1.0, color=OTHERS, linewidth=0.6, zorder=0)
-    ax.set(xscale="log", xlabel="time beside a group per task (tasks × images)")
+    ax.set(xscale="log", xlabel="time beside that of a group per task")
+    ax.set_ylabel("pass, tasks × images")
     ax.set(ylim=(0.5 - len(groups), 0.5))
     ax.xaxis.set_major_locator(LogLocator(2.0))
     _plain(ax)
