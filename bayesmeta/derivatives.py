@@ -9,11 +9,13 @@ nothing at all in inference mode.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch._C._functorch as functorch
 from torch import Tensor
 from torch.func import grad, vjp
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 Map = Callable[[Tensor], Tensor]
 
@@ -44,6 +46,32 @@ def slope(function: Map, at: Tensor) -> tuple[Tensor, Tensor]:
             return values, torch.zeros_like(at)
         (gradient,) = torch.autograd.grad(values.sum(), inside)
     return values.detach(), gradient
+
+
+def gradients(function: Callable[..., tuple[Tensor, Any]], *at: Any) -> tuple[Any, Any]:
+    """The derivative of a number in all its arguments, and what came with it.
+
+    Args:
+        function: pytrees of tensors -> (() number, anything else made of tensors).
+        *at: the pytrees; no graph leads to them from the result under `no_grad`.
+
+    Returns:
+        A derivative for each of `at`, in its shape, and the function's second value.
+
+    Example:
+        >>> def function(a, b):
+        ...     return (a["x"] * b).sum(), a["x"] + b
+        >>> gradients(function, {"x": torch.tensor([3.0])}, torch.tensor([2.0]))
+        (({'x': tensor([2.])}, tensor([3.])), tensor([5.]))
+    """
+    if not _without_graph():
+        return grad(function, argnums=tuple(range(len(at))), has_aux=True)(*at)
+    flat, structure = tree_flatten(at)
+    with torch.enable_grad():
+        inside = [tensor.detach().requires_grad_() for tensor in flat]
+        number, rest = function(*tree_unflatten(inside, structure))
+        found = torch.autograd.grad(number, inside, allow_unused=True, materialize_grads=True)
+    return tree_unflatten(list(found), structure), tree_map(torch.Tensor.detach, rest)
 
 
 def pullback(function: Map, at: Tensor) -> tuple[Tensor, Map]:

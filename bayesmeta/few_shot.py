@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bayesmeta.devices import usable
 from bayesmeta.images import Images, of_dataset
+from bayesmeta.images.bank import unrotated
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
@@ -33,7 +34,8 @@ class FewShot:
         shots: support images of each class.
         queries: query images of each class.
         rotations: whether a class turned by 90, 180 and 270 degrees is three more classes, as is
-            usual for Omniglot.
+            usual for Omniglot. A task may hold a class and its rotation (29 % of 20-way tasks of
+            423 characters do), which for a symmetric one cannot be told apart.
         device: where the images stay; where they are, by default.
         dtype: of the images in tasks; 8-bit values come in [0, 1].
 
@@ -194,7 +196,7 @@ class FewShot:
             InputError: they do.
         """
         theirs = other if isinstance(other, set) else set(other.classes)
-        both = set(self.classes) & theirs
+        both = {unrotated(name) for name in self.classes} & {unrotated(name) for name in theirs}
         if both:
             raise InputError(
                 f"{len(both)} of {len(self.classes)} classes of these tasks were also trained on "
@@ -207,10 +209,12 @@ class FewShot:
         if type(tasks) is not int or tasks < 1:
             raise InputError(f"tasks={tasks!r}: give a whole number, 1 or more")
         classes, device = len(self._table), generator.device
-        score = torch.rand(tasks, classes, generator=generator, device=device)
+        score = torch.rand(tasks, classes, generator=generator, device=device, dtype=torch.float32)
         ways = score.topk(self.ways).indices.cpu()
         candidates = self._table[ways]
-        score = torch.rand(candidates.shape, generator=generator, device=device).cpu()
+        score = torch.rand(
+            candidates.shape, generator=generator, device=device, dtype=torch.float32
+        ).cpu()
         score = score.masked_fill(candidates < 0, -1.0)
         return candidates.gather(-1, score.topk(self.shots + self.queries).indices)
 

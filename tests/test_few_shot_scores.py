@@ -161,3 +161,39 @@ def test_what_cannot_be_scored_is_refused():
         bm.diagnostics.few_shot_scores(fit, other, count=2)
     with pytest.raises(InputError, match="free Q_i are not adapted"):
         bm.diagnostics.few_shot_scores(fit, test, count=2, method=bm.methods.joint())
+
+
+def test_a_seed_is_the_same_tasks_for_every_method_and_number_of_draws(monkeypatch):
+    _, test = streams()
+    seen = []
+    draw = bm.FewShot.draw
+
+    def spied(self, tasks, generator):
+        support, query = draw(self, tasks, generator)
+        seen[-1].append(query.tensors["x"])
+        return support, query
+
+    gaussian = bm.methods.variational_imaml(
+        covariance="diagonal", lam=2.0, steps=2, lr=0.1, batch=2, outer_steps=1
+    )
+    fits = [fitted(), fitted(gaussian)]
+    monkeypatch.setattr(bm.FewShot, "draw", spied)
+    monkeypatch.setattr(few_shot, "AT_A_TIME", 3)
+    for fit, draws in ((fits[0], 16), (fits[1], 16), (fits[1], 2)):
+        seen.append([])
+        bm.diagnostics.few_shot_scores(fit, test, count=8, seed=3, draws=draws)
+    first, second, third = (torch.cat(parts[-3:]) for parts in seen)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_a_random_algorithm_is_scored_by_as_many_runs_as_are_asked_for():
+    sgd = bm.methods.GradientDescent(0.3, 2, rows=2)
+    method = bm.methods.stochastic(algorithm=sgd, draws=1, support=None, batch=2, outer_steps=2)
+    fit = fitted(method)
+    _, test = streams()
+    few, many = (
+        bm.diagnostics.few_shot_scores(fit, test, count=24, draws=n).inductive.nll.mean()
+        for n in (1, 64)
+    )
+    assert many < few - 0.01  # the mean of many is inside the logarithm

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bayesmeta as bm
 from bayesmeta import families, likelihoods, methods
+from bayesmeta.diagnostics import few_shot_scores
 from bayesmeta.models import precision
 from bayesmeta.models.energy import EnergyModel
 from bayesmeta.models.normalisation import with_policy
@@ -138,11 +139,20 @@ def test_statistics_of_bfloat16_numbers_are_not():
 
 
 def test_a_fit_in_bfloat16_learns_and_comes_back(tmp_path):
-    stream = bm.FewShot(bank(6, 10, 16), ways=3, shots=1, queries=3)
-    method = methods.maml(steps=1, lr=0.1, support=None, batch=4, outer_steps=40, outer_lr=0.01)
-    half, full = (bm.fit(conv(p), stream, method=method, seed=1) for p in ("bfloat16", None))
+    stream, new = bm.FewShot(bank(12, 10, 16), ways=3, shots=1, queries=3).split(6, 6)
+
+    def fitted(precision, steps):
+        method = methods.maml(
+            steps=1, lr=0.1, support=None, batch=4, outer_steps=steps, outer_lr=0.01
+        )
+        return bm.fit(conv(precision), stream, method=method, seed=1)
+
+    half, full, start = fitted("bfloat16", 40), fitted(None, 40), fitted("bfloat16", 1)
     assert half.prior.mean.dtype == torch.float32 and half.trace != full.trace
-    assert sum(half.trace[-5:]) < 0.8 * sum(half.trace[:5])
+    learned, before, as_well = (
+        few_shot_scores(fit, new, count=64).transductive.nll.mean() for fit in (half, start, full)
+    )
+    assert learned < before - 0.5 * (before - as_well)
     loaded = bm.load(half.save(tmp_path / "run"))
     assert loaded.model.precision == "bfloat16"
     support, query = stream.family(2, torch.Generator().manual_seed(3))

@@ -7,6 +7,7 @@ They are gone through in parts, by this process's share of them and by what fits
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,9 @@ START_SD = 0.3
 NOISY_STEPS = 5000
 DETERMINISTIC_STEPS = 500
 SHARED_LR = 0.01
+LARGEST_INPUT = 250_000
+"""Numbers of data at once on a CPU: 320 images of 28 × 28. Layers of more are so large that every
+one is new memory from the system, which took up to half the time (study conv_speed)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +100,15 @@ class Descent:
         return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
 
     def evaluate(self, tasks: Tasks) -> Tensor:
-        """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient."""
+        """() M, scaled to all tasks, whose autograd derivative is the method's meta-gradient.
+
+        The tasks of a stream are as many as one step's: M, and the weight of a hyper-prior beside
+        it, are then of that many.
+        """
         mine, start = self.ranks.share(len(tasks)), self.prior.free["mean"].detach()
         sums = [torch.zeros_like(p, dtype=wide(p)) for p in (start.sum(), *self.parameters())]
         # The last batch of a family may be fewer tasks than there are processes.
-        for part in mine.split(self.problem.model.chunk_size or len(tasks)) if len(mine) else ():
+        for part in mine.split(self._at_once(tasks)) if len(mine) else ():
             found = within_memory(lambda which: self._sums(tasks[which]), part)
             sums = [a + b for a, b in zip(sums, found, strict=True)]
         if self.solutions is not None:  # those of the other ranks' tasks come again here too
@@ -116,6 +124,16 @@ class Descent:
         learned = self.prior.learn == "all"
         return value - (self.prior.log_hyperprior() if learned else 0.0)
 
+    def _at_once(self, tasks: Tasks) -> int:
+        """Tasks gone through together: as asked for, or on a CPU as many as stay in its caches."""
+        if (asked := self.problem.model.chunk_size) is not None:
+            return asked
+        if tasks.support.index.device.type != "cpu":
+            return len(tasks)
+        sets = {id(t): t for b in (tasks.support, tasks.query) for t in b.tensors.values()}
+        numbers = sum(t.numel() for t in sets.values()) // len(tasks)
+        return max(1, LARGEST_INPUT // max(1, numbers))
+
     def _sums(self, tasks: Tasks) -> list[Tensor]:
         """Σ_i M_i, and its derivative in every parameter."""
         free = {k: v.detach() for k, v in self.prior.free.items()}
@@ -123,7 +141,9 @@ class Descent:
         params = self.step.params(free, shared, len(tasks))
         index = tasks.support.index
         start = None if self.solutions is None else self.solutions[index]
-        outcome = self.call(params, tasks.support, tasks.query, tasks.noise, start)
+        # A compiled step has its own way of recording nothing.
+        with nullcontext() if self.method.compile else torch.no_grad():
+            outcome = self.call(params, tasks.support, tasks.query, tasks.noise, start)
         if self.solutions is not None:
             self.solutions[index] = outcome.solved.value
         found = outcome.gradients

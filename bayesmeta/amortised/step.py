@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import grad
 from torch.utils._pytree import tree_map
 
+from bayesmeta.derivatives import gradients as differentiated
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.gradients.rule import Build, Params, Pullback, Solved, added
@@ -192,8 +192,7 @@ class MetaStep:
             return values.mean(0).sum(), values
 
         points = rule.points(theta, self.method.at)
-        derivative = grad(averaged, argnums=(0, 1), has_aux=True)
-        (slopes, gradients), values = derivative(points, params)
+        (slopes, gradients), values = differentiated(averaged, points, params)
         cotangents = rule.cotangents(slopes, values, len(theta))
         if isinstance(noise, Paths):
             gradients, solved = _pulled_along(walks, cotangents, gradients)

@@ -7,6 +7,7 @@ normalised together, so each is judged knowing what the others look like. Both a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,11 @@ from bayesmeta.empirical import Empirical
 from bayesmeta.few_shot import FewShot
 from bayesmeta.fit import Fit
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.models.normalisation import in_context, task_norms
+from bayesmeta.models.precision import multiplying
 from bayesmeta.posteriors.free import Free
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch
@@ -67,7 +70,8 @@ class FewShotScores:
         transductive: the query images of a task normalised together; the same numbers where the
             model has no batch normalisation with a task's own statistics.
         tasks: how many.
-        stationarity: (task,) ‖∇F‖ / ‖∇F at θ₀‖ after adaptation, 0 where it was run to the end.
+        stationarity: (task,) ‖∇F‖ by all support rows at the mean of Q_i, over that at θ₀; 0 where
+            adaptation was run to its end.
     """
 
     inductive: Scores
@@ -100,7 +104,7 @@ def few_shot_scores(
         tasks: over classes that were not trained on.
         count: how many tasks.
         seed: of tasks and draws; the same seed is the same tasks for every fit.
-        draws: of θ, where Q_i is not a point.
+        draws: of θ where Q_i is not a point; of a random algorithm so many runs.
         method: to adapt by, in the place of the fit's own.
 
     Raises:
@@ -109,14 +113,17 @@ def few_shot_scores(
     """
     choices = fit.choices if method is None else method
     _check(fit, tasks, choices)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _seeded(seed)
+    # Noise of its own, so that what a method draws does not decide which tasks come next.
+    noise = _seeded(int(torch.randint(2**62, (), generator=_seeded(seed))))
     mean = fit.prior.mean
     tasks = tasks.like(device=mean.device, dtype=mean.dtype)
-    step = MetaStep(fit.model, fit.fitted_prior, choices, tasks.family(1, _throwaway())[0])
+    step = MetaStep(fit.model, fit.fitted_prior, choices, tasks.family(1, _seeded(0))[0])
     parts = []
-    for start in range(0, count, AT_A_TIME):
-        support, query = tasks.draw(min(AT_A_TIME, count - start), generator)
-        parts.append(_scored(fit, step, support, query, draws, generator))
+    with multiplying(fit.model.precision):
+        for start in range(0, count, AT_A_TIME):
+            support, query = tasks.draw(min(AT_A_TIME, count - start), generator)
+            parts.append(_scored(fit, step, support, query, draws, noise))
     pooled = [torch.cat(each) for each in zip(*parts, strict=True)]
     labels, inductive, transductive, stationarity = pooled
     return FewShotScores(
@@ -124,9 +131,8 @@ def few_shot_scores(
     )
 
 
-def _throwaway() -> torch.Generator:
-    """For a task of which only the shapes count."""
-    return torch.Generator().manual_seed(0)
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _check(fit: Fit, tasks: FewShot, method: Method) -> None:
@@ -159,31 +165,39 @@ def _scored(
     free = {k: v.detach() for k, v in fit.fitted_prior.free.items()}
     with torch.no_grad():
         params = step.params(free, shared, len(support))
-        noise = step.noise(support, free["mean"], generator)
-        posterior, adapted = step.adapt(params, support, noise)
-        problem = step.build(support)(params)
-        first = problem.gradient(problem.start).norm(dim=-1)
+        runs = draws if step.method.stochastic else None
+        noise = step.noise(support, free["mean"], generator, runs)
+        posterior, _ = step.adapt(params, support, noise)
         theta = _draws(posterior, draws, generator)
+        stationarity = _stationarity(step.build(support)(params), posterior.mean)
         together = _log_probabilities(model, theta, query)
         alone = together
         if any(True for _ in task_norms(model)):
             seen = in_context(model, query, support, model.inputs_name(query.tensors))
             alone = _log_probabilities(model, theta, seen)
-    return model.response(query.tensors), alone, together, adapted.residual / first
+    return model.response(query.tensors), alone, together, stationarity
 
 
 def _draws(posterior: Gaussian | Empirical, draws: int, generator: torch.Generator) -> Tensor:
     """(draw, task, dim): one where Q_i is a point."""
-    if isinstance(posterior, Gaussian) and posterior.is_point:
+    if isinstance(posterior, Empirical):
+        return posterior.draws
+    if posterior.is_point:
         return posterior.mean[None]
     return posterior.sample(draws, generator)
+
+
+def _stationarity(problem: InnerProblem, theta: Tensor) -> Tensor:
+    """(task,) ‖∇F(θ)‖ / ‖∇F(θ₀)‖ by all support rows; 0 where both are."""
+    first, last = (problem.gradient(at).norm(dim=-1) for at in (problem.start, theta))
+    return torch.where(last > 0, last / first, 0.0)
 
 
 def _log_probabilities(model: Model, theta: Tensor, query: TaskBatch) -> Tensor:
     """(task, row, class) log of the mean over draws of the class probabilities."""
     # One draw at a time: all at once would need the memory of as many networks.
     parts = [model.predict(one, query).log_softmax(-1) for one in theta]
-    return torch.stack(parts).logsumexp(0) - torch.tensor(float(len(parts))).log()
+    return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
 def _summary(log_probabilities: Tensor, labels: Tensor) -> Scores:

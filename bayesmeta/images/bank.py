@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bayesmeta.results import InputError
 
+ROTATED = re.compile(r"@(90|180|270)$")
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -132,7 +134,7 @@ class Images:
                 f"images of {self.shape[1]}×{self.shape[2]} pixels change their shape when they "
                 "are rotated by 90 degrees: resize them to squares first"
             )
-        again = [name for name in self.classes if re.search(r"@(90|180|270)$", name)]
+        again = [name for name in self.classes if ROTATED.search(name)]
         if again:
             raise InputError(
                 f"class {again[0]!r} is a rotation already, and rotating it again would give "
@@ -161,6 +163,16 @@ class Images:
         for tensor in (self.values, self.labels):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def unrotated(name: str) -> str:
+    """The class that a rotated one was made of.
+
+    Example:
+        >>> unrotated("Greek/character03@90"), unrotated("Greek/character03")
+        ('Greek/character03', 'Greek/character03')
+    """
+    return ROTATED.sub("", name)
 
 
 def _counts(labels: Tensor, classes: int) -> Tensor:

@@ -152,9 +152,9 @@ def adapt(
 ) -> Adapted:
     """Adapt θ of every task: θ_i ← step(θ_i, ∇F_i(θ_i)), until ‖∇F_i‖ <= tolerance.
 
-    Differentiable in everything `problem` holds and in `theta`. A task that fails gives no
-    gradient, and none of its NaNs reaches the gradient of what tasks share; seeing to that costs
-    one more ∇F per step, only while a graph is recorded.
+    Differentiable, in reverse mode, in everything `problem` holds and in `theta`. A task that fails
+    gives no gradient, and none of its NaNs reaches the gradient of what tasks share; seeing to that
+    costs one more ∇F per step, only while a graph is recorded.
 
     Args:
         problem: F_i of every task.

@@ -71,9 +71,7 @@ class Model(nn.Module):
             raise InputError(
                 f"the likelihood is {likelihood!r}: give one, such as bm.likelihoods.Gaussian()"
             )
-        if batch_norm is not None:
-            module = with_policy(module, batch_norm)
-        self.module = module
+        self.module = module = with_policy(module, batch_norm)
         self.batch_norm = batch_norm
         self.likelihood = likelihood
         self.spec = spec

@@ -59,7 +59,8 @@ class TaskNorm(nn.Module):
         scale = (variance + self.eps).rsqrt()
         if self.weight is None:
             return centred * scale
-        return centred * (scale * self.weight.reshape(shape)) + self.bias.reshape(shape)
+        scale = scale * self.weight.reshape(shape)
+        return torch.addcmul(self.bias.reshape(shape), centred, scale)
 
     def _moments(self, x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """x − mean, and the variance, of every channel."""
@@ -68,12 +69,14 @@ class TaskNorm(nn.Module):
             return x - mean.reshape(shape), variance.reshape(shape)
         over = (0, *range(2, x.ndim))
         if self.counted.ndim == 0:
-            centred = x - x.mean(over, keepdim=True)
-            return centred, centred.square().mean(over, keepdim=True)
+            # Sums: the derivative of a mean divides a tensor as large as x.
+            each = x.shape[1] / x.numel()
+            centred = x - x.sum(over, keepdim=True) * each
+            return centred, (centred * centred).sum(over, keepdim=True) * each
         share = self.counted / (self.counted.sum() * x[0, 0].numel())
         share = share.reshape(-1, *[1] * (x.ndim - 1))
         centred = x - (x * share).sum(over, keepdim=True)
-        return centred, (centred.square() * share).sum(over, keepdim=True)
+        return centred, (centred * centred * share).sum(over, keepdim=True)
 
     def freeze(self, x: Tensor) -> None:
         """Hold the statistics that these rows have, from now on."""
@@ -82,15 +85,16 @@ class TaskNorm(nn.Module):
         self.frozen = True
 
 
-def with_policy(module: nn.Module, policy: str) -> nn.Module:
+def with_policy(module: nn.Module, policy: str | None) -> nn.Module:
     """A copy of a module in which every batch normalisation follows the policy.
 
     Args:
         module: with `nn.BatchNorm1d`, `2d` or `3d` layers.
-        policy: "support", "transductive" or "frozen".
+        policy: "support", "transductive" or "frozen"; None: the module itself, as it is.
 
     Raises:
-        InputError: no such policy, no such layer, or a frozen one without statistics.
+        InputError: no such policy, no such layer, a frozen one without statistics, or no policy
+            where another model's policy is still in the module.
 
     Example:
         >>> layer = nn.BatchNorm1d(1)
@@ -98,6 +102,14 @@ def with_policy(module: nn.Module, policy: str) -> nn.Module:
         tensor([[-1.],
                 [ 1.]], grad_fn=<RoundBackward0>)
     """
+    earlier = [name for name, _ in task_norms(module)]
+    if policy is None and earlier:
+        raise InputError(
+            f"the layer {earlier[0]!r} comes from a model that says whose statistics it uses, and "
+            'this one does not: give batch_norm="support" or "transductive"'
+        )
+    if policy is None:
+        return module
     if policy not in POLICIES:
         raise InputError(f"batch_norm={policy!r}: give one of {', '.join(POLICIES)}")
     module = copy.deepcopy(module)
@@ -106,7 +118,6 @@ def with_policy(module: nn.Module, policy: str) -> nn.Module:
         for name, layer in module.named_modules(remove_duplicate=False)
         if isinstance(layer, _BatchNorm)
     ]
-    earlier = [name for name, _ in task_norms(module)]
     if not layers and not earlier:
         raise InputError(
             f"batch_norm={policy!r}, and the module has no nn.BatchNorm layer: leave it out"
