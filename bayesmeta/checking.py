@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesmeta.commands import open_run
-from bayesmeta.diagnostics import check, coverage
+from bayesmeta.diagnostics import check, coverage, few_shot_scores
+from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
     from bayesmeta.fit import Fit
 
 LEVELS = (0.5, 0.9)
 DRAWS = 1000
+TASKS = 200
 SEED = 0
 
 
@@ -25,10 +27,12 @@ def check_run(run: Path) -> dict[str, Any]:
     Returns:
         ok, whether no check asks for anything; findings, each with check, ok, sentence, the tasks
         flagged and, for the meta-gradient, details by task; coverage of central predictive
-        intervals by level, on the rows the fit has seen, None where y has no order; notes; run.
+        intervals by level, on the rows the fit has seen, None where y has no order; few_shot, the
+        scores of a fit of images on classes held out, else None; notes; run.
     """
     fitted = open_run(run)
     findings = check(fitted)
+    scores, notes = _few_shot(fitted)
     return {
         "ok": all(finding.ok for finding in findings),
         "findings": [
@@ -42,9 +46,33 @@ def check_run(run: Path) -> dict[str, Any]:
             for finding in findings
         ],
         "coverage": _coverage(fitted),
-        "notes": list(fitted.notes),
+        "few_shot": scores,
+        "notes": [*fitted.notes, *notes],
         "run": str(run),
     }
+
+
+def _few_shot(fitted: Fit) -> tuple[dict[str, Any] | None, list[str]]:
+    """Scores of tasks of the classes held out, both inductive and transductive; or why not."""
+    if "reading" not in (fitted.stream or {}):
+        return None, []
+    from bayesmeta.image_tasks import held_out
+
+    try:
+        found = few_shot_scores(fitted, held_out(fitted), count=TASKS, seed=SEED)
+    except InputError as error:
+        return None, [f"Classes held out were not scored: {error}"]
+    scores: dict[str, Any] = {"tasks": found.tasks}
+    for kind in ("inductive", "transductive"):
+        of_kind = getattr(found, kind)
+        mean, low, high = of_kind.interval
+        scores[kind] = {
+            "accuracy": mean,
+            "accuracy_interval": [low, high],
+            "nll": float(of_kind.nll.mean()),
+            "calibration_error": of_kind.calibration,
+        }
+    return scores, []
 
 
 def _coverage(fitted: Fit) -> dict[str, float] | None:

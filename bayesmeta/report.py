@@ -190,9 +190,23 @@ def check_report(checks: Mapping[str, Any]) -> Group:
     if checks["coverage"] is not None:
         shares = [f"{share:.1%} at {float(p):.0%}" for p, share in checks["coverage"].items()]
         drawn.add_row("coverage", "", f"{', '.join(shares)}, on rows the fit has seen")
+    if checks["few_shot"] is not None:
+        for kind in ("inductive", "transductive"):
+            drawn.add_row(kind, "", _scores(checks["few_shot"], kind))
     lines = _by_sentence([flag for finding in checks["findings"] for flag in finding["flagged"]])
     body = sentences("Tasks that need a look", _shortened(lines))
     return Group(drawn, *body, *sentences("Notes", checks["notes"]))
+
+
+def _scores(scores: Mapping[str, Any], kind: str) -> str:
+    """New classes told apart, in a line."""
+    found = scores[kind]
+    half = found["accuracy"] - found["accuracy_interval"][0]
+    return (
+        f"accuracy {found['accuracy']:.1%} ± {half:.1%} on {scores['tasks']} tasks of classes held "
+        f"out, {found['nll']:.3f} nats a query image, calibration error "
+        f"{found['calibration_error']:.1%}"
+    )
 
 
 def figure_report(path: Path, caption: str) -> Group:

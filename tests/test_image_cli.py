@@ -78,6 +78,13 @@ def test_a_folder_of_images_becomes_a_run(folder, tmp_path):
     assert "M, the −log-likelihood of query rows" in succeed("plot", out, "trace")
     checks = json.loads(succeed("check", out, "--json"))
     assert {f["check"] for f in checks["findings"]} >= {"trace", "tasks"}
+    # Both accuracies, of the classes held out, on the tasks of seed 0.
+    scores = bm.diagnostics.few_shot_scores(fit, held_out(fit), count=200, seed=0)
+    for kind in ("inductive", "transductive"):
+        mean, low, high = getattr(scores, kind).interval
+        assert checks["few_shot"][kind]["accuracy"] == mean
+        assert checks["few_shot"][kind]["accuracy_interval"] == [low, high]
+        assert f"{kind}" in (told := succeed("check", out)) and f"{mean:.1%} ±" in told
     refused = run("adapt", out, folder)
     assert refused.exit_code == 2 and "not fitted to a table" in refused.stderr
 
@@ -110,6 +117,8 @@ def test_images_that_have_changed_are_noticed(tmp_path):
     Image.new("L", (8, 8)).save(next(changed.iterdir()))
     with pytest.raises(bm.InputError, match="are not those that the run was fitted to"):
         held_out(fit)
+    checks = json.loads(succeed("check", out, "--json"))
+    assert checks["few_shot"] is None and "were not scored" in checks["notes"][-1]
     succeed("fit", folder, *SMALL, "--steps", 1, "--out", tmp_path / "all", "--train-classes", 8)
     with pytest.raises(bm.InputError, match="all classes were trained on"):
         held_out(bm.load(tmp_path / "all"))

@@ -39,7 +39,8 @@ LAYERS = """
     plots diagnostics pyro_bridge
     options
     console report commands
-    predicting checking demo image_tasks
+    image_tasks
+    predicting checking demo
     cli
     launch
     __main__
