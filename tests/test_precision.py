@@ -272,3 +272,23 @@ def test_a_copy_in_another_precision_leaves_the_model_as_it_is():
     assert half.with_precision(None).precision is None
     own = bm.Model(nn.Linear(1, 1), likelihoods.Gaussian(), precision="tf32")
     assert own.with_precision("float32").spec is None
+
+
+def test_the_error_of_fewer_bits_is_that_of_the_two_gradients():
+    support, query = bm.FewShot(bank(6, 10, 16), ways=3, shots=1, queries=3).family(
+        4, torch.Generator().manual_seed(0)
+    )
+    model, method = conv(None), methods.maml(steps=1, lr=0.01, support=None)
+    prior = bm.Prior("point").at(mean=model.start, variance=0.0)
+    found = bm.diagnostics.precision_error(model, prior, support, method, query=query)
+    full, half = (
+        bm.meta_gradient(model.with_precision(p), prior, support, method, query=query).theta0
+        for p in (None, "bfloat16")
+    )
+    assert found.relative == pytest.approx(float((half - full).norm() / full.norm()), rel=1e-5)
+    assert 0 < found.relative < 1 and found.tasks == 4
+    same = bm.diagnostics.precision_error(
+        model, prior, support, method, query=query, precision="float32"
+    )
+    assert same.relative == 0.0
+    assert "off by" in str(found)

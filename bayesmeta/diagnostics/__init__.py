@@ -29,6 +29,7 @@ from bayesmeta.diagnostics.estimators import (
 from bayesmeta.diagnostics.evaluations import gradient_evaluations
 from bayesmeta.diagnostics.few_shot import FewShotScores, Scores, few_shot_scores
 from bayesmeta.diagnostics.findings import Finding
+from bayesmeta.diagnostics.precision import PrecisionError, precision_error
 
 __all__ = [
     "Estimator",
@@ -36,6 +37,7 @@ __all__ = [
     "FewShotScores",
     "Finding",
     "Khat",
+    "PrecisionError",
     "Scores",
     "TraceConvergence",
     "calibration_mean_absolute",
@@ -47,6 +49,7 @@ __all__ = [
     "few_shot_scores",
     "gradient_evaluations",
     "khat",
+    "precision_error",
     "predictive_nll",
     "rank_uniformity",
     "sbc_ranks",
