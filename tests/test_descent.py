@@ -235,3 +235,11 @@ def test_what_did_not_fit_is_let_go_before_a_smaller_part_is_tried():
 
     with pytest.raises(bm.InputError, match="2 fit"):
         within_memory(work, torch.arange(4))
+
+
+def test_an_exact_gradient_is_known_as_one_after_curvatures_are_decided():
+    """An "auto" curvature is the Hessian here, whose implicit gradient a quasi-Newton search takes."""
+    family, _ = bm.families.quadratics(tasks=2, dim=2, generator=torch.Generator().manual_seed(0))
+    model = bm.Model.from_energy(bm.families.quadratic_energy, 2)
+    method = bm.methods.imaml(support=None, steps=20, lr=0.1, lam=1.0)
+    assert len(bm.fit(model, family, method=method).trace) < 100  # Adam would take 5000 steps

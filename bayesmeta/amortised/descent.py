@@ -188,7 +188,8 @@ class Descent:
 
     def search(self) -> Trace:
         """Minimise M."""
-        method, problem = self.method, self.problem
+        # With "auto" curvatures decided, which decide whether the gradient is exact.
+        method, problem = self.step.method, self.problem
         optimiser = method.optimiser
         if optimiser == "auto":
             exact = self.deterministic and method.exact_gradient
