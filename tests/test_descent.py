@@ -238,7 +238,7 @@ def test_what_did_not_fit_is_let_go_before_a_smaller_part_is_tried():
 
 
 def test_an_exact_gradient_is_known_as_one_after_curvatures_are_decided():
-    """An "auto" curvature is the Hessian here, whose implicit gradient a quasi-Newton search takes."""
+    """An "auto" curvature is the Hessian here, with which a quasi-Newton search goes."""
     family, _ = bm.families.quadratics(tasks=2, dim=2, generator=torch.Generator().manual_seed(0))
     model = bm.Model.from_energy(bm.families.quadratic_energy, 2)
     method = bm.methods.imaml(support=None, steps=20, lr=0.1, lam=1.0)
