@@ -96,7 +96,8 @@ def rewritten(model: Model, form: str) -> Model:
         module.add_module("last", Last())
     for name, layer in layers.named_children():
         module.add_module(name, REPLACED[form].get(type(layer), lambda same: same)(layer))
-    return Model(module, model.likelihood, chunk_size=model.chunk_size)
+    policy = {"chunk_size": model.chunk_size, "batch_norm": model.batch_norm}
+    return Model(module, model.likelihood, **policy)
 
 
 def written(
