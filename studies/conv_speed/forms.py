@@ -96,8 +96,8 @@ def rewritten(model: Model, form: str) -> Model:
         module.add_module("last", Last())
     for name, layer in layers.named_children():
         module.add_module(name, REPLACED[form].get(type(layer), lambda same: same)(layer))
-    policy = {"chunk_size": model.chunk_size, "batch_norm": model.batch_norm}
-    return Model(module, model.likelihood, **policy)
+    policy = None if TaskNorm in REPLACED[form] else model.batch_norm
+    return Model(module, model.likelihood, chunk_size=model.chunk_size, batch_norm=policy)
 
 
 def written(
