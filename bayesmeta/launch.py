@@ -231,7 +231,7 @@ def _code() -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
     except Exception as error:
         from bayesmeta.ranks import RankLost

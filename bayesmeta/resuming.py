@@ -93,7 +93,8 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})["record"])
-                return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()  # the file itself cannot be gone through
+                return record, {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise self._damaged(str(error)) from error
 

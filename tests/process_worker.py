@@ -24,7 +24,8 @@ from torch import Tensor
 
 import bayesmeta as bm
 from bayesmeta.joint.problem import Problem
-from bayesmeta.ranks import Ranks
+from bayesmeta.ranks import RankLost, Ranks
+from bayesmeta.results import InputError
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def answer(asked: dict[str, Any], rank: int) -> dict[str, Any]:
     try:
         with planted(asked.get("error")):
             fit = fitted(asked["name"], getattr(torch, asked["dtype"]), asked["steps"], **options)
-    except Exception as error:  # noqa: BLE001
+    except (InputError, RankLost) as error:
         return {"stopped": type(error).__name__, "says": str(error)}
     save_file(numbers(fit), Path(asked["out"]) / f"{rank}.safetensors")
     return {"solver": fit.solver}

@@ -10,22 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command_line import run, succeed
 
 import bayesmeta as bm
-from bayesmeta.cli import app
 
 BATCHES, ROWS = 6, 5
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def read(path: Path) -> list[dict[str, str]]:

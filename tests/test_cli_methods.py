@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run, succeed
 
 import bayesmeta as bm
 from bayesmeta import methods
-from bayesmeta.cli import app
 from bayesmeta.commands import METHODS, method_options, read_options
 from bayesmeta.diagnostics import check
 from bayesmeta.gradients.implicit import Implicit
@@ -46,16 +45,6 @@ SMALL = {
     "joint": (),
 }
 NO_COVARIANCE = ("maml", "fomaml", "truncated_maml")
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def refused(*arguments) -> str:

@@ -8,28 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run, succeed
 from PIL import Image
 from small_images import bank
-from typer.testing import CliRunner
 
 import bayesmeta as bm
-from bayesmeta.cli import app
 from bayesmeta.image_tasks import divided, held_out, is_omniglot, split_parts
 
 SMALL = (
     "--ways", "3", "--queries", "2", "--image-size", "8", "--net", "16", "--batch", "4",
     "--option", "lr=0.4", "--option", "outer_lr=0.01",
 )  # fmt: skip
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def fit_json(*arguments) -> dict:

@@ -20,7 +20,7 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.paths import Paths
 from bayesmeta.joint.problem import Problem
 from bayesmeta.objective import Validation
-from bayesmeta.outer import Trace, descend, minimise
+from bayesmeta.outer import Group, Trace, descend, minimise
 from bayesmeta.prior import Prior
 from bayesmeta.ranks import Ranks, wide
 from bayesmeta.results import InputError
@@ -54,7 +54,7 @@ class Tasks:
         return len(self.support)
 
     def __getitem__(self, which: Tensor) -> Tasks:
-        """Some of the tasks, by position."""
+        """Some of the tasks, by ascending position."""
         if len(which) == len(self):
             return self
         which = which.to(self.support.index.device)
@@ -95,6 +95,11 @@ class Descent:
                     "of a stream never come again: leave it out"
                 )
             self.solutions = mean.new_full((len(problem.family), len(mean)), torch.nan)
+
+    @property
+    def streamed(self) -> int:
+        """Tasks of a stream in one outer step."""
+        return self.method.batch or STEP_TASKS
 
     def parameters(self) -> list[Tensor]:
         return [p for p in self.prior.parameters() if p.requires_grad] + [*self.shared.values()]
@@ -157,7 +162,7 @@ class Descent:
         """The tasks of the next outer step."""
         problem, generator = self.problem, self.problem.generator
         if problem.stream is not None:
-            support, query = problem.stream.draw(self.method.batch or STEP_TASKS, generator)
+            support, query = problem.stream.draw(self.streamed, generator)
         else:
             support = next(self.passes)
             query = self._query(support)
@@ -176,13 +181,12 @@ class Descent:
 
     def tensors(self) -> dict[str, Tensor]:
         """Where the descent is among its tasks and noise."""
-        found = {"generator": self.problem.generator.get_state(), "left": self.passes.left}
+        found = self.passes.tensors()
         return found if self.solutions is None else found | {"solutions": self.solutions}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from there."""
-        self.problem.generator.set_state(tensors["generator"])
-        self.passes.left = tensors["left"]
+        self.passes.restore(tensors)
         if self.solutions is not None:
             self.solutions.copy_(tensors["solutions"])
 
@@ -195,15 +199,11 @@ class Descent:
             exact = self.deterministic and method.exact_gradient
             optimiser = "quasi-newton" if exact else "adam"
         self._refuse_noise(optimiser)
-        self._refuse_idle()
+        self.ranks.refuse_idle(self.passes.size if problem.stream is None else self.streamed)
         fixed = self.draw() if self.deterministic else None
         if optimiser == "quasi-newton":
             assert fixed is not None
-            if problem.checkpoint is not None:
-                raise InputError(
-                    "checkpoint= is for fits by adam or sgd, and this one is a deterministic "
-                    'search: leave it out, or ask for optimiser="adam"'
-                )
+            problem.refuse_checkpoint()
             return minimise(
                 lambda: self.evaluate(fixed),
                 self.parameters(),
@@ -220,7 +220,7 @@ class Descent:
             memory=self,
         )
 
-    def _groups(self, optimiser: str) -> list:
+    def _groups(self, optimiser: str) -> list[Group]:
         if optimiser != "sgd":
             return [(torch.optim.Adam, self.parameters(), self.method.lr)]
         # Papers step along the mean over tasks; ψ, which they do not have, goes with Adam.
@@ -242,16 +242,6 @@ class Descent:
                 f"{asked} needs the same M at every step: leave batch= out, use "
                 "Validation(fresh=False) or support=None, a family and no stream, and "
                 'noise="common" for a Gaussian Q_i or a random algorithm'
-            )
-
-    def _refuse_idle(self) -> None:
-        """Say no to more processes than tasks in a step."""
-        problem, size = self.problem, self.passes.size
-        tasks = size if problem.stream is None else (self.method.batch or STEP_TASKS)
-        if tasks < self.ranks.size:
-            raise InputError(
-                f"{tasks} tasks a step cannot be shared by {self.ranks.size} processes: raise "
-                "batch=, or start fewer"
             )
 
 
