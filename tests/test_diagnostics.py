@@ -155,6 +155,24 @@ def test_a_tail_that_holds_nothing_is_told_from_a_wrong_posterior():
     assert unknown.wrong.all()
 
 
+def test_a_large_network_is_neither_audited_nor_given_a_khat(monkeypatch):
+    """Both would take hours of a network of images, and k̂ would say nothing of it."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 2, 6, 3, generator=generator)
+    family = bm.TaskFamily.from_tensors(x=x, y=noise[..., 0])
+    model = bm.models.mlp([8], family, likelihoods.Gaussian())
+    method = bm.methods.variational_imaml(lam=1.0, covariance="diagonal", outer_steps=2)
+    fit = bm.fit(model, family, method=method)
+    said = {finding.check: finding.sentence for finding in check(fit, draws=500)}
+    assert "audit of 2 tasks" in said["meta_gradient"]
+    assert said["pareto_k"].startswith("Pareto k̂ is")
+    for module in ("checks", "meta_gradients"):
+        monkeypatch.setattr(f"bayesmeta.diagnostics.{module}.FEW_WEIGHTS", model.dim - 1)
+    said = {finding.check: finding.sentence for finding in check(fit)}
+    assert "not audited" in said["meta_gradient"]
+    assert said["pareto_k"].startswith("Pareto k̂ was not computed")
+
+
 def test_a_skewed_posterior_whose_moments_are_right_is_no_alarm():
     # Binomial rows: the log posterior is nearly quadratic, its far left tail is the prior's.
     generator = torch.Generator().manual_seed(0)

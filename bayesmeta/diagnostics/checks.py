@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bayesmeta.amortised.estimate import FEW_WEIGHTS
 from bayesmeta.diagnostics.convergence import khat, trace_convergence
 from bayesmeta.diagnostics.findings import Finding, listed, named
 from bayesmeta.diagnostics.meta_gradients import meta_gradients
@@ -62,6 +63,13 @@ def _pareto_k(fit: Fit, draws: int, seed: int) -> Finding:
         said = (
             "Pareto k̂ was not computed: with lam= every task has a prior of its own (Λ = n_i λ I), "
             "and the tasks differ in their number of rows"
+        )
+        return Finding("pareto_k", True, said)
+    if fit.model.dim > FEW_WEIGHTS:
+        said = (
+            f"Pareto k̂ was not computed: of {fit.model.dim:,} weights it is large for any Q_i but "
+            "the posterior itself; judge by the calibration of tasks held out (few_shot_scores, "
+            "coverage), or ask for bm.diagnostics.khat(fit)"
         )
         return Finding("pareto_k", True, said)
     found = khat(fit, draws=draws, seed=seed)
