@@ -22,11 +22,10 @@ from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows, 
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.modules import check_modules
 from bayesmeta.models.precision import multiplying
 from bayesmeta.objective import Evidence
 from bayesmeta.posteriors.free import Free
-from bayesmeta.predictions import Named, Prediction
+from bayesmeta.predictions import Named, Prediction, predict
 from bayesmeta.prior import Prior
 from bayesmeta.ranks import Ranks
 from bayesmeta.results import Flag, InputError
@@ -34,7 +33,6 @@ from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 FEWEST_EXPORTED = 10
-LARGEST_DRAWS = 1e7  # weights of all draws that are predicted with together
 
 
 @dataclass(eq=False, repr=False)
@@ -154,23 +152,28 @@ class Fit:
         family = family.to(device=mean.device, dtype=mean.dtype)
         return family if self.standardisation is None else self.standardisation.apply(family)
 
-    def seen(self, family: TaskFamily) -> TaskBatch:
+    def seen(self, family: TaskFamily, *, inductive: bool = False) -> TaskBatch:
         """The rows of a family as the model sees them: beside the support rows, where it needs.
+
+        Args:
+            family: in original units.
+            inductive: whether statistics of a batch are those of the support rows in any case.
 
         Raises:
             InputError: it needs them, and a task has none: it is not among the fit's.
         """
         batch = self.internal(family).batch()
-        if self.model.batch_norm != "support":
+        if not self.model.needs_context(inductive):
             return batch
         strangers = set(family.names) - set(self.family.names)
         if strangers:
             raise InputError(
                 f"task {min(strangers)!r} has no support rows here, whose statistics "
-                'batch_norm="support" takes for its query rows: fit.adapt(support).predict(query), '
-                "with the same names of tasks"
+                'batch_norm="support" and inductive=True take for its query rows: '
+                "fit.adapt(support).predict(query), with the same names of tasks"
             )
-        return self.model.seen(batch, self.internal(self.family.subset(family.names)).batch())
+        support = self.internal(self.family.subset(family.names)).batch()
+        return self.model.seen(batch, support, inductive=inductive)
 
     def adapt(
         self,
@@ -285,8 +288,12 @@ class Fit:
             theta[:, known] = chosen.sample(n, generator)
         return theta
 
-    def predict(self, family: Any = None, draws: int = 1000, seed: int = 0) -> Prediction:
+    def predict(
+        self, family: Any = None, draws: int = 1000, seed: int = 0, *, inductive: bool = False
+    ) -> Prediction:
         """Draws of y for every row: θ from the task's posterior, then y from the likelihood.
+
+        Of classes, such as those of images, `.probabilities` of the result is what is asked for.
 
         Args:
             family: rows to predict, in original units; y is needed only for `log_score`. Tasks
@@ -294,48 +301,19 @@ class Fit:
                 like the fitted table. Default: the fit's own family.
             draws: number of draws.
             seed: of the draws.
+            inductive: judge every row from the rows the task was adapted to alone, where batch
+                normalisation would else take the rows together (batch_norm="transductive").
         """
         family = self.family if family is None else family
         family = self._same_reading(family, require_response=False)
-        if draws < 1:
-            raise InputError(f"draws must be at least 1, not {draws}")
-        inside = self.internal(family)
-        generator = torch.Generator().manual_seed(seed)
-        batch = self.seen(family)
-        likelihood = self.model.require_likelihood()
-        check_modules(self.model, inside)
-        with torch.no_grad(), multiplying(self.model.precision):
-            eta, density = self._predicted(family, batch, draws, generator)
-            y = likelihood.sample(eta, generator, **self.model.options(batch.tensors))
-        if self.standardisation is not None:
-            y = self.standardisation.undo_response(y)
-        mask = family.mask if family.mask is not None else torch.ones(
-            y.shape[1:3], dtype=torch.bool, device=y.device
-        )  # fmt: skip
-        unknown = tuple(n for n in family.names if n not in set(self.posterior.tasks))
-        return Prediction(y, mask.to(y.device), density, family.names, unknown)
+        return predict(self, family, draws=draws, seed=seed, inductive=inductive)
 
-    def _predicted(
-        self, family: TaskFamily, batch: TaskBatch, draws: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """Predictions at draws of θ, and log p(y | θ), so many draws at a time as memory allows."""
-        strangers = set(family.names) - set(self.posterior.tasks)
-        laws = [self.posterior.gaussian, *[self.prior.gaussian] * bool(strangers)]
-        certain = all(law.is_point for law in laws)  # and every draw the same
-        size = max(1, int(LARGEST_DRAWS // (len(family) * self.model.dim)))
-        parts = []
-        for start in range(0, 1 if certain else draws, size):
-            theta = self.draws(family, 1 if certain else min(size, draws - start), generator)
-            density = [self.log_likelihood(theta, family)] if "y" in family.tensors else []
-            parts.append([self.model.predict(theta, batch), *density])
-        joined = [torch.cat(part) for part in zip(*parts, strict=True)]
-        eta, *density = (t.expand(draws, *t.shape[1:]) if certain else t for t in joined)
-        return eta, density[0] if density else None
-
-    def log_likelihood(self, theta: Tensor, family: TaskFamily | None = None) -> Tensor:
+    def log_likelihood(
+        self, theta: Tensor, family: TaskFamily | None = None, *, inductive: bool = False
+    ) -> Tensor:
         """(draw, task, row) log p(y | θ) in nats of y in original units, 0 at padding."""
         family = self.family if family is None else family
-        batch = self.seen(family)
+        batch = self.seen(family, inductive=inductive)
         with torch.no_grad(), multiplying(self.model.precision):
             rows = self.model.log_prob_rows(theta, batch)
         if self.standardisation is None or batch.mask is None:

@@ -94,12 +94,10 @@ def _by_task(source: Fit, prediction: Prediction, level: float) -> dict[str, lis
     """task -> its rows' values, in the order of `_columns`."""
     import torch
 
-    levels = _levels(source)
-    if levels is None:
-        parts = [prediction.mean, prediction.sd, *prediction.interval(level)]
+    if prediction.classes is None:
+        values = torch.stack([prediction.mean, prediction.sd, *prediction.interval(level)], -1)
     else:
-        parts = [(prediction.draws == k).double().mean(0) for k in range(len(levels))]
-    values = torch.stack(parts, -1)
+        values = prediction.probabilities
     prior = set(prediction.from_prior)
     return {
         task: [["prior" if task in prior else "posterior", *row] for row in rows[mask].tolist()]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.models.modules import check_modules
+from bayesmeta.models.precision import multiplying
 from bayesmeta.results import InputError
 
+if TYPE_CHECKING:
+    from bayesmeta.fitted import Fit
+    from bayesmeta.tasks import TaskBatch, TaskFamily
+
+LARGEST_DRAWS = 1e7  # weights of all draws that are predicted with together
 Law = TypeVar("Law", bound=Gaussian | Empirical, covariant=True)
 
 
@@ -56,7 +63,7 @@ class Named(Generic[Law]):
         return self.gaussian.sample(n, generator)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """Draws of the predictive distribution of every row of a family.
 
@@ -66,6 +73,7 @@ class Prediction:
         log_density: (draw, task, row) log p(y | θ_draw) in nats, or None without y.
         tasks: names.
         from_prior: names of the tasks without a posterior, predicted from the prior.
+        classes: (draw, task, row, class) p(y = class | θ_draw); None where y is no class.
     """
 
     draws: Tensor
@@ -73,24 +81,51 @@ class Prediction:
     log_density: Tensor | None
     tasks: tuple[str, ...]
     from_prior: tuple[str, ...] = ()
+    classes: Tensor | None = None
+
+    def __repr__(self) -> str:
+        said = f"{len(self.draws)} draws, {len(self.tasks)} tasks, {int(self.mask.sum())} rows"
+        if self.from_prior:
+            said += (
+                f"; {len(self.from_prior)} tasks have no posterior of that name and are predicted "
+                f"from the prior ({self.from_prior[0]!r} for one)"
+            )
+        return f"Prediction({said})"
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(task, row, class) p(y = class), the mean over θ; `classes.std(0)` is their spread.
+
+        Raises:
+            InputError: y is no class.
+        """
+        if self.classes is None:
+            raise InputError("the response is no class: use .mean, .sd and .interval()")
+        return self.classes.mean(0)
 
     @property
     def mean(self) -> Tensor:
         """(task, row)."""
-        return self.draws.mean(0)
+        return self._ordered().mean(0)
 
     @property
     def sd(self) -> Tensor:
         """(task, row)."""
-        return self.draws.std(0)
+        return self._ordered().std(0)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Ends (task, row) of the central interval that holds y with probability `level`."""
         if not 0 < level < 1:
             raise InputError(f"level must lie between 0 and 1, not {level}")
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self.draws.dtype)
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self._ordered().dtype)
         low, high = torch.quantile(self.draws, tails.to(self.draws.device), dim=0)
         return low, high
+
+    def _ordered(self) -> Tensor:
+        """The draws, where y has an order."""
+        if self.classes is not None:
+            raise InputError("classes have no mean, sd or interval: use .probabilities")
+        return self.draws
 
     def log_score(self, *, joint: bool = False) -> Tensor:
         """(task,) log predictive density of the observed y in nats, NaN without y.
@@ -106,3 +141,62 @@ class Prediction:
         density = self.log_density.sum(-1) if joint else self.log_density
         mixed = density.logsumexp(0) - count
         return mixed if joint else torch.where(self.mask, mixed, 0.0).sum(-1)
+
+
+def predict(
+    fit: Fit, family: TaskFamily, *, draws: int, seed: int, inductive: bool = False
+) -> Prediction:
+    """θ from every task's posterior, or the prior, then y from the likelihood.
+
+    Args:
+        fit: that knows the tasks, or does not.
+        family: rows to predict, in original units.
+        draws: number of draws.
+        seed: of the draws.
+        inductive: see `Fit.predict`.
+
+    Raises:
+        InputError: `draws` is no number of draws, or the rows do not fit the model.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise InputError(f"draws must be at least 1, not {draws!r}")
+    generator = torch.Generator().manual_seed(seed)
+    batch = fit.seen(family, inductive=inductive)
+    likelihood = fit.model.require_likelihood()
+    check_modules(fit.model, fit.internal(family))
+    with torch.no_grad(), multiplying(fit.model.precision):
+        eta, density = _at_draws(fit, family, batch, draws, generator, inductive)
+        y = likelihood.sample(eta, generator, **fit.model.options(batch.tensors))
+    if fit.standardisation is not None:
+        y = fit.standardisation.undo_response(y)
+    mask = family.mask if family.mask is not None else torch.ones(
+        y.shape[1:3], dtype=torch.bool, device=y.device
+    )  # fmt: skip
+    known = set(fit.posterior.tasks)
+    unknown = tuple(name for name in family.names if name not in known)
+    classes = eta.softmax(-1) if likelihood.name == "categorical" else None
+    return Prediction(y, mask.to(y.device), density, family.names, unknown, classes)
+
+
+def _at_draws(
+    fit: Fit,
+    family: TaskFamily,
+    batch: TaskBatch,
+    draws: int,
+    generator: torch.Generator,
+    inductive: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Predictions at draws of θ, and log p(y | θ), so many draws at a time as memory allows."""
+    strangers = set(family.names) - set(fit.posterior.tasks)
+    laws = [fit.posterior.gaussian, *[fit.prior.gaussian] * bool(strangers)]
+    certain = all(law.is_point for law in laws)  # and every draw the same
+    size = max(1, int(LARGEST_DRAWS // (len(family) * fit.model.dim)))
+    parts = []
+    for start in range(0, 1 if certain else draws, size):
+        theta = fit.draws(family, 1 if certain else min(size, draws - start), generator)
+        known = "y" in family.tensors
+        density = [fit.log_likelihood(theta, family, inductive=inductive)] if known else []
+        parts.append([fit.model.predict(theta, batch), *density])
+    joined = [torch.cat(part) for part in zip(*parts, strict=True)]
+    eta, *density = (t.expand(draws, *t.shape[1:]) if certain else t for t in joined)
+    return eta, density[0] if density else None

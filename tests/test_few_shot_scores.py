@@ -197,3 +197,25 @@ def test_a_random_algorithm_is_scored_by_as_many_runs_as_are_asked_for():
         for n in (1, 64)
     )
     assert many < few - 0.01  # the mean of many is inside the logarithm
+
+
+def test_predictions_of_new_images_are_those_that_are_scored():
+    """Five labelled images, then probabilities: inductive ones do not see the other images."""
+    fit = fitted()
+    support, query = streams()[1].draw(2, torch.Generator().manual_seed(4))
+    wanted = by_hand(fit, support, query)
+    names = ["mine", "yours"]
+    labelled = bm.TaskFamily.from_tensors(names=names, **support.tensors)
+    new = bm.TaskFamily.from_tensors(names=names, x=query.tensors["x"])
+    mine = fit.adapt(labelled)
+    for kind in wanted:
+        found = mine.predict(new, draws=3, inductive=kind == "inductive")
+        torch.testing.assert_close(found.probabilities, wanted[kind].exp())
+        assert not found.from_prior
+    alone = bm.TaskFamily.from_tensors(names=names, x=query.tensors["x"][:, :1])
+    one = mine.predict(alone, draws=3, inductive=True).probabilities
+    torch.testing.assert_close(one, wanted["inductive"].exp()[:, :1])
+    strangers = mine.predict(bm.TaskFamily.from_tensors(x=query.tensors["x"]), draws=3)
+    assert "predicted from the prior" in repr(strangers)
+    with pytest.raises(InputError, match="no support rows"):
+        mine.predict(bm.TaskFamily.from_tensors(x=query.tensors["x"]), inductive=True)

@@ -14,7 +14,7 @@ from small_images import bank
 from torch import nn
 
 import bayesmeta as bm
-from bayesmeta import arviz_export, fitted, likelihoods, methods, report
+from bayesmeta import arviz_export, likelihoods, methods, predictions, report
 from bayesmeta.ranks import Ranks
 from bayesmeta.records import MOST_NAMED
 
@@ -170,6 +170,9 @@ def test_all_draws_of_a_point_are_one(monkeypatch):
     with torch.no_grad():
         logits = conv().model.predict(conv().posterior.mean, conv().seen(conv().family))
     wanted = logits.softmax(-1)
+    torch.testing.assert_close(seen.probabilities, wanted)
+    with pytest.raises(bm.InputError, match="probabilities"):
+        _ = seen.mean
     shares = torch.stack([(seen.draws == c).float().mean(0) for c in range(3)], -1)
     assert float((shares - wanted).abs().max()) < 5 * math.sqrt(0.25 / 500)
 
@@ -177,7 +180,7 @@ def test_all_draws_of_a_point_are_one(monkeypatch):
 def test_many_draws_are_predicted_in_parts(monkeypatch):
     fit = gaussian()
     whole = fit.predict(draws=400, seed=3)
-    monkeypatch.setattr(fitted, "LARGEST_DRAWS", 150 * len(fit.family) * fit.model.dim)
+    monkeypatch.setattr(predictions, "LARGEST_DRAWS", 150 * len(fit.family) * fit.model.dim)
     sizes = []
     honest = bm.Fit.draws
     monkeypatch.setattr(

@@ -22,7 +22,6 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.normalisation import in_context, task_norms
 from bayesmeta.models.precision import multiplying
 from bayesmeta.posteriors.free import Free
 from bayesmeta.results import InputError
@@ -172,8 +171,8 @@ def _scored(
         stationarity = _stationarity(step.build(support)(params), posterior.mean)
         together = _log_probabilities(model, theta, query)
         alone = together
-        if any(True for _ in task_norms(model)):
-            seen = in_context(model, query, support, model.inputs_name(query.tensors))
+        if model.needs_context(inductive=True):
+            seen = model.seen(query, support, inductive=True)
             alone = _log_probabilities(model, theta, seen)
     return model.response(query.tensors), alone, together, stationarity
 

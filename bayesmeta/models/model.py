@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bayesmeta.likelihoods import Likelihood
-from bayesmeta.models.normalisation import CONTEXT, COUNTED, frozen_on, in_context, with_policy
+from bayesmeta.models.normalisation import (
+    CONTEXT,
+    COUNTED,
+    frozen_on,
+    in_context,
+    takes_statistics,
+    with_policy,
+)
 from bayesmeta.models.precision import checked, forward
 from bayesmeta.results import InputError
 from bayesmeta.tasks import TaskBatch, TaskFamily
@@ -173,11 +180,14 @@ class Model(nn.Module):
     def inputs_name(tensors: Tensors) -> str:
         return "x" if "x" in tensors else next(iter(tensors))
 
-    def seen(self, query: TaskBatch, support: TaskBatch) -> TaskBatch:
+    def seen(self, query: TaskBatch, support: TaskBatch, *, inductive: bool = False) -> TaskBatch:
         """The query sets as the model is to see them: with their context, or as they are."""
-        if self.batch_norm != "support":
-            return query
-        return in_context(self, query, support, self.inputs_name(query.tensors))
+        x, needed = self.inputs_name(query.tensors), self.needs_context(inductive)
+        return in_context(self, query, support, x) if needed else query
+
+    def needs_context(self, inductive: bool = False) -> bool:
+        """Whether statistics of query rows are to be those of the support rows."""
+        return self.batch_norm == "support" or (inductive and takes_statistics(self))
 
     def predict_task(self, theta: Tensor, shared: Tensors, tensors: Tensors) -> Tensor:
         """Prediction for one task at θ (dim,)."""
@@ -378,7 +388,7 @@ class Model(nn.Module):
 
 
 def given(tensors: Tensors) -> Tensors:
-    """Buffers of layers that a task's tensors give: dropped units, rows in statistics."""
+    """Buffers that a task's tensors give: dropped units, rows in statistics."""
     return {k: tensor for k, tensor in tensors.items() if k.endswith((f".{KEEP}", f".{COUNTED}"))}
 
 

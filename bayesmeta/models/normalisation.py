@@ -171,6 +171,11 @@ def task_norms(module: nn.Module) -> Iterator[tuple[str, TaskNorm]]:
             yield name, layer
 
 
+def takes_statistics(module: nn.Module) -> bool:
+    """Whether a layer has statistics of a task's own."""
+    return any(True for _ in task_norms(module))
+
+
 def in_context(module: nn.Module, query: TaskBatch, support: TaskBatch, x: str) -> TaskBatch:
     """Query sets that bring their task's support rows, from which alone statistics are taken.
 

@@ -134,7 +134,7 @@ TABLE = (
         {"lam": 0.1, "covariance": "diagonal", "cg_steps": 3, "batch": 4} | INNER | OUTER, 450,
     ),
 )  # fmt: skip
-EFFECT_STEPS = 200
+EFFECT_STEPS = 120
 EFFECTS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("as in the table", {}, "transductive"),
     ("λ = 0.5", {"lam": 0.5}, "transductive"),
