@@ -9,12 +9,13 @@ from bayesmeta.joint import exact, profile
 from bayesmeta.joint.problem import Problem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
-from bayesmeta.models.matching import paired
+from bayesmeta.models.matching import check_ways, paired
 from bayesmeta.objective import Evidence, Validation, Variational
 from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
 from bayesmeta.prior import Prior
 from bayesmeta.results import InputError
+from bayesmeta.streams import TaskStream
 from bayesmeta.tasks import TaskFamily
 
 LARGEST_TABLE = 5e8
@@ -45,12 +46,16 @@ def default_prior(prior: Prior | None, method: Method, model: Model, family: Tas
     return Prior(methods.default_form(model.dim))
 
 
-def check_stream(method: Method | None, query: TaskFamily | None) -> None:
+def check_stream(
+    stream: TaskStream, model: Model, method: Method | None, query: TaskFamily | None
+) -> None:
     """Refuse what a stream of tasks cannot do.
 
     Raises:
-        InputError: free Q_i, which are stored per task, or query sets beside the stream's own.
+        InputError: free Q_i, which are stored per task, query sets beside the stream's own, or a
+            model of more or fewer classes than a task has.
     """
+    check_ways(model, stream)
     if method is None or isinstance(method.posterior, Free):
         raise InputError(
             "a stream of tasks never ends, so no task's posterior can be stored and descended on: "

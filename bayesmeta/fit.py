@@ -181,7 +181,7 @@ def _given(
     """The tasks, a model that takes them, a method, and the prior that belongs to it."""
     stream = None
     if isinstance(family, TaskStream):
-        check_stream(method, query)
+        check_stream(family, model, method, query)
         assert method is not None
         stream = family
         family, query = stream.family(method.batch or STEP_TASKS, generator)

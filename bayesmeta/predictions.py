@@ -12,7 +12,7 @@ from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.models.modules import check_modules
 from bayesmeta.models.precision import multiplying
-from bayesmeta.results import InputError
+from bayesmeta.results import InputError, check_whole
 
 if TYPE_CHECKING:
     from bayesmeta.fitted import Fit
@@ -158,8 +158,8 @@ def predict(
     Raises:
         InputError: `draws` is no number of draws, or the rows do not fit the model.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise InputError(f"draws must be at least 1, not {draws!r}")
+    check_whole("draws", draws, least=1)
+    check_whole("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     batch = fit.seen(family, inductive=inductive)
     likelihood = fit.model.require_likelihood()

@@ -13,6 +13,25 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what, where, and what to do."""
 
 
+LARGEST_WHOLE = 2**63 - 1
+
+
+def check_whole(name: str, value: object, *, least: int = 0) -> None:
+    """Refuse what is no whole number, or one that torch cannot hold.
+
+    Raises:
+        InputError: naming the argument.
+
+    Example:
+        >>> check_whole("draws", 0, least=1)
+        Traceback (most recent call last):
+        bayesmeta.results.InputError: draws=0: give a whole number, 1 or more
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= LARGEST_WHOLE:
+        raise InputError(f"{name}={value!r}: give a whole number, {least} or more")
+
+
 class Result(Enum):
     """How an iterative computation ended; each member's sentence ends in what to try."""
 

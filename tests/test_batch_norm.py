@@ -166,7 +166,9 @@ def test_frozen_on_holds_what_the_whole_network_has_there():
     torch.testing.assert_close(predicted(frozen, query, support), at_once)
     # Held from now on: a row alone is what it was among all.
     torch.testing.assert_close(frozen.module(rows[:1]).detach(), at_once[0, :1])
-    assert not torch.allclose(model.module(rows[:1]), frozen.module(rows[:1]))
+    assert not torch.allclose(model.module(rows[:2]), frozen.module(rows[:2]))
+    with pytest.raises(bm.InputError, match="single row has no variance"):
+        model.module(rows[:1])
 
 
 # Kinds of layers
@@ -358,16 +360,22 @@ def ragged() -> bm.TaskFamily:
 @INDUCTIVE
 def test_padding_does_not_count_as_data(policy):
     method = methods.maml(steps=1, support=0.5)
-    with pytest.raises(bm.InputError, match="'norm1' is a TaskNorm.*differ in their number of"):
+    with pytest.raises(bm.InputError, match="'norm1' is a batch norm.*differ in their number of"):
         bm.fit(dense(policy), ragged(), method=method)
     prior = bm.Prior("point").at(mean=dense("frozen").start, variance=0.0)
     found = bm.meta_gradient(dense("frozen"), prior, ragged(), method, generator=generator())
     assert bool(found.theta0.isfinite().all())
 
 
+class Doubled(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("module", "policy", "words"),
     [
+        (nn.Sequential(Doubled(2)), "support", "layer '0' is a Doubled with a forward of its own"),
         (nn.Sequential(nn.BatchNorm1d(2)), "batch", "batch_norm='batch': give one of support, tra"),
         (nn.Sequential(nn.Linear(2, 2)), "support", "no nn.BatchNorm layer: leave it out"),
         (nn.Sequential(nn.BatchNorm1d(2)), "frozen", "layer '0' has no running statistics"),

@@ -219,3 +219,83 @@ def test_predictions_of_new_images_are_those_that_are_scored():
     assert "predicted from the prior" in repr(strangers)
     with pytest.raises(InputError, match="no support rows"):
         mine.predict(bm.TaskFamily.from_tensors(x=query.tensors["x"]), inductive=True)
+
+
+class Centred(nn.Module):
+    """Takes away the mean of the rows at hand, and is no layer that anybody would know."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_a_score_is_inductive_or_refused():
+    """Whatever the module does: an image's probabilities may not change with its neighbours."""
+    train, test = streams()
+    method = bm.methods.maml(support=None, batch=2, outer_steps=1)
+    norms = {
+        "support": nn.BatchNorm1d(64),
+        "transductive": nn.BatchNorm1d(64, track_running_stats=False),
+        None: Centred(),
+    }
+    for policy, layer in norms.items():
+        module = nn.Sequential(nn.Flatten(), layer, nn.Linear(64, WAYS))
+        model = bm.Model(module, bm.likelihoods.Categorical(WAYS), batch_norm=policy)
+        fit = bm.fit(model, train, method=method)
+        if policy is not None:
+            assert bm.diagnostics.few_shot_scores(fit, test, count=2).tasks == 2
+            continue
+        with pytest.raises(InputError, match="so it has no inductive score"):
+            bm.diagnostics.few_shot_scores(fit, test, count=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"count": 1}, "count=1: give a whole number, 2 or more"),
+        ({"count": 2.5}, r"count=2\.5"),
+        ({"draws": 0}, "draws=0"),
+        ({"seed": 2**70}, "seed="),
+        ({"method": "maml"}, "method is a str: give a Method"),
+        ({"tasks": "omniglot"}, "tasks is a str: give a FewShot"),
+    ],
+)
+def test_options_that_mean_nothing(options, said):
+    given = {"tasks": streams()[1], "count": 2} | options
+    with pytest.raises(InputError, match=said):
+        bm.diagnostics.few_shot_scores(fitted(), **given)
+
+
+def test_out_of_memory_names_the_tasks_that_fit(monkeypatch):
+    honest = few_shot._some_scored
+
+    def scored(*arguments):
+        if len(arguments[-1]) > 2:
+            raise torch.OutOfMemoryError
+        return honest(*arguments)
+
+    monkeypatch.setattr(few_shot, "_some_scored", scored)
+    with pytest.raises(InputError, match=r"out of memory with 8 tasks at a time; 2 fit"):
+        bm.diagnostics.few_shot_scores(fitted(), streams()[1], count=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"filters": 0}, "filters=0"),
+        ({"shape": (1, 16)}, "channel, height, width"),
+        ({"chunk_size": 0}, "chunk_size=0: give a whole number, 1 or more"),
+        ({"chunk_size": "3"}, "chunk_size='3'"),
+        ({"ways": 1}, "ways=1"),
+    ],
+)
+def test_sizes_of_a_network_that_cannot_be(options, said):
+    with pytest.raises(InputError, match=said):
+        bm.models.conv4(**{"ways": 3} | options)
+    with pytest.raises(InputError, match="widths=-2"):
+        bm.models.dense(3, widths=(-2,))
+
+
+def test_a_model_of_other_ways_is_refused_before_it_is_trained():
+    model = bm.models.conv4(WAYS + 1, (1, 8, 8), filters=2)
+    with pytest.raises(InputError, match="tells 4 classes apart, the tasks have 3 ways"):
+        bm.fit(model, streams()[0], method=bm.methods.maml(support=None))

@@ -72,7 +72,6 @@ def test_a_module_that_remembers_or_is_random_is_refused(case):
     "module",
     [
         nn.BatchNorm1d(2).eval(),
-        nn.BatchNorm1d(2, track_running_stats=False),
         nn.LayerNorm(2),
         nn.GroupNorm(1, 2),
         nn.Dropout(0.25).eval(),
@@ -83,11 +82,27 @@ def test_what_the_sentence_recommends_is_taken(module):
     assert everywhere(network(module), lines()) == []
 
 
-def test_statistics_over_padded_rows_are_refused():
-    module = nn.BatchNorm1d(2, track_running_stats=False)
-    (sentence,) = everywhere(network(module), lines((4, 3, 4)))
-    assert "padding would count as data" in sentence
+@pytest.mark.parametrize("mode", [True, False])
+def test_statistics_of_whatever_rows_there_are_need_a_policy(mode):
+    """Without running statistics a layer takes those of the rows at hand, in eval mode too."""
+    module = nn.BatchNorm1d(2, track_running_stats=False).train(mode)
+    (sentence,) = everywhere(network(module), lines())
+    assert "'1' is a BatchNorm1d without running statistics" in sentence
+    for policy in ("support", "transductive"):
+        assert policy in sentence
+        said = bm.Model(network(module).module, likelihoods.Gaussian(), batch_norm=policy)
+        assert everywhere(said, lines()) == []
+
+
+def test_frozen_statistics_take_padded_rows():
     assert everywhere(network(nn.BatchNorm1d(2).eval()), lines((4, 3, 4))) == []
+
+
+def test_weights_without_a_size_are_refused():
+    with pytest.raises(InputError, match=r"weights '2\.weight' have no size yet"):
+        network(nn.Identity(), nn.LazyLinear(2))
+    with pytest.raises(InputError, match="have no size yet"):
+        bm.Model(nn.LazyLinear(1), likelihoods.Gaussian())
 
 
 def test_dropout_inside_a_layer_is_found_by_its_path():

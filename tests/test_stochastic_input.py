@@ -60,8 +60,9 @@ def test_a_pyro_model_with_data_of_the_group_takes_no_minibatches():
 
 def test_a_module_that_cannot_do_with_one_row_is_named():
     family, _ = linear()
-    norm = nn.BatchNorm1d(1, track_running_stats=False)
-    model = bm.Model(nn.Sequential(norm, nn.Linear(1, 1)), bm.likelihoods.Gaussian(), adapt="1")
+    norm, likelihood = nn.BatchNorm1d(1), bm.likelihoods.Gaussian()
+    module = nn.Sequential(norm, nn.Linear(1, 1))
+    model = bm.Model(module, likelihood, adapt="1", batch_norm="transductive")
     with pytest.raises(bm.InputError, match="cannot be applied to a minibatch of 1 rows"):
         bm.fit(model, family, method=m.stochastic(rows=1, support=None))
 

@@ -8,11 +8,13 @@ normalised together, so each is judged knowing what the others look like. Both a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from bayesmeta.amortised.memory import within_memory
 from bayesmeta.amortised.step import MetaStep
 from bayesmeta.diagnostics.calibration import expected_calibration_error
 from bayesmeta.empirical import Empirical
@@ -22,12 +24,15 @@ from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.problem import InnerProblem
 from bayesmeta.method import Method
 from bayesmeta.models import Model
+from bayesmeta.models.matching import check_ways
+from bayesmeta.models.normalisation import CONTEXT, COUNTED
 from bayesmeta.models.precision import multiplying
 from bayesmeta.posteriors.free import Free
-from bayesmeta.results import InputError
+from bayesmeta.results import InputError, check_whole
 from bayesmeta.tasks import TaskBatch
 
 AT_A_TIME = 16
+ALIKE, ROUNDED = 1e-3, 0.05  # of a probability: in float32 and float64, and in bfloat16
 Z95 = 1.959963984540054
 
 
@@ -111,6 +116,9 @@ def few_shot_scores(
             ways than the model, or Q_i is free.
     """
     choices = fit.choices if method is None else method
+    check_whole("count", count, least=2)
+    check_whole("draws", draws, least=1)
+    check_whole("seed", seed)
     _check(fit, tasks, choices)
     generator = _seeded(seed)
     # Noise of its own, so that what a method draws does not decide which tasks come next.
@@ -121,8 +129,9 @@ def few_shot_scores(
     parts = []
     with multiplying(fit.model.precision):
         for start in range(0, count, AT_A_TIME):
-            support, query = tasks.draw(min(AT_A_TIME, count - start), generator)
-            parts.append(_scored(fit, step, support, query, draws, noise))
+            both = tasks.draw(min(AT_A_TIME, count - start), generator)
+            some = partial(_some_scored, fit, step, both, draws, noise)
+            parts.append(within_memory(some, torch.arange(len(both[0]))))
     pooled = [torch.cat(each) for each in zip(*parts, strict=True)]
     labels, inductive, transductive, stationarity = pooled
     return FewShotScores(
@@ -135,13 +144,14 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def _check(fit: Fit, tasks: FewShot, method: Method) -> None:
+    for name, value, kind in (("tasks", tasks, FewShot), ("method", method, Method)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is a {type(value).__name__}: give a {kind.__name__}")
     if isinstance(method.posterior, Free):
         raise InputError(
             "free Q_i are not adapted by an algorithm: give method=, such as bm.methods.maml(...)"
         )
-    ways = getattr(fit.model.likelihood, "classes", None)
-    if ways != tasks.ways:
-        raise InputError(f"the model tells {ways} classes apart, the tasks have {tasks.ways} ways")
+    check_ways(fit.model, tasks)
     trained = (fit.stream or {}).get("classes")
     if trained is not None:
         tasks.refuse_overlap(set(trained))
@@ -150,16 +160,16 @@ def _check(fit: Fit, tasks: FewShot, method: Method) -> None:
         raise InputError(f"images are {tasks.shape}, those trained on {tuple(shape)}: resize them")
 
 
-def _scored(
+def _some_scored(
     fit: Fit,
     step: MetaStep,
-    support: TaskBatch,
-    query: TaskBatch,
+    both: tuple[TaskBatch, TaskBatch],
     draws: int,
     generator: torch.Generator,
+    which: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels (task, row), log p (task, row, class) of both kinds, and the stationarity (task,)."""
-    model = fit.model
+    model, (support, query) = fit.model, (batch[which.to(batch.index.device)] for batch in both)
     shared = {k: v.detach() for k, v in model.shared.items()}
     free = {k: v.detach() for k, v in fit.fitted_prior.free.items()}
     with torch.no_grad():
@@ -172,9 +182,33 @@ def _scored(
         together = _log_probabilities(model, theta, query)
         alone = together
         if model.needs_context(inductive=True):
-            seen = model.seen(query, support, inductive=True)
-            alone = _log_probabilities(model, theta, seen)
+            alone = _log_probabilities(model, theta, model.seen(query, support, inductive=True))
+        _check_alone(model, theta, model.seen(query[:1], support[:1], inductive=True), alone)
     return model.response(query.tensors), alone, together, stationarity
+
+
+def _check_alone(model: Model, theta: Tensor, query: TaskBatch, found: Tensor) -> None:
+    """Refuse to call a score inductive where an image's probabilities depend on its neighbours.
+
+    Raises:
+        InputError: those of the first image of a task change when it comes by itself.
+    """
+    x = model.inputs_name(query.tensors)
+    rows = query.tensors[x].shape[1]
+    short = {
+        name: tensor[:, : tensor.shape[1] - rows + 1] if name.endswith(COUNTED) else tensor[:, :1]
+        for name, tensor in query.tensors.items()
+        if name != CONTEXT
+    }
+    first = replace(query, tensors=query.tensors | short, mask=None)
+    alone = _log_probabilities(model, theta[:, :1], first)
+    change = float((alone[0, 0].exp() - found[0, 0].exp()).abs().max())
+    if change > (ROUNDED if model.precision == "bfloat16" else ALIKE):
+        raise InputError(
+            f"the model's probabilities of an image change by {change:.2g} with the images beside "
+            "it, so it has no inductive score: use nn.BatchNorm layers and say whose statistics, "
+            'bm.Model(..., batch_norm="support" or "transductive"), or no statistics over rows'
+        )
 
 
 def _draws(posterior: Gaussian | Empirical, draws: int, generator: torch.Generator) -> Tensor:

@@ -10,10 +10,11 @@ from torch import nn
 
 from bayesmeta.likelihoods import Categorical
 from bayesmeta.models.model import Model
-from bayesmeta.results import InputError
+from bayesmeta.results import InputError, check_whole
 
 KERNEL = 3
 HALVINGS = 4
+AXES = 3
 
 
 def conv4(
@@ -92,12 +93,24 @@ def _model(
     chunk_size: int | None,
     precision: str | None,
 ) -> Model:
+    _check_sizes(spec)
+    check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = KINDS[spec["kind"]](spec)
     options = {"batch_norm": batch_norm, "chunk_size": chunk_size, "precision": precision}
     record = spec | {"seed": seed} | options
     return Model(module, Categorical(spec["ways"]), spec=record, **options)
+
+
+def _check_sizes(spec: dict[str, Any]) -> None:
+    check_whole("ways", spec["ways"], least=2)
+    if len(spec["shape"]) != AXES:
+        raise InputError(f"shape={tuple(spec['shape'])}: give (channel, height, width)")
+    sizes = {"shape": spec["shape"], "filters": [spec.get("filters", 1)]}
+    for name, values in (sizes | {"widths": spec.get("widths", [])}).items():
+        for value in values:
+            check_whole(name, value, least=1)
 
 
 def _convolutions(spec: dict[str, Any]) -> nn.Sequential:

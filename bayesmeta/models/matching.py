@@ -46,6 +46,17 @@ def paired(query: TaskFamily, family: TaskFamily, model: Model) -> TaskFamily:
     return query
 
 
+def check_ways(model: Model, stream: object) -> None:
+    """Refuse a model that tells more or fewer classes apart than the tasks of a stream have.
+
+    Raises:
+        InputError: both numbers.
+    """
+    classes, ways = getattr(model.likelihood, "classes", None), getattr(stream, "ways", None)
+    if ways != classes and ways is not None:
+        raise InputError(f"the model tells {classes} classes apart, the tasks have {ways} ways")
+
+
 def _check_response(model: Model, family: TaskFamily) -> None:
     likelihood = model.likelihood
     if likelihood is None or likelihood.responses != "real":

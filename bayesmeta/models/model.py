@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.parameter import is_lazy
 
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.models.normalisation import (
@@ -25,7 +26,7 @@ from bayesmeta.models.normalisation import (
     with_policy,
 )
 from bayesmeta.models.precision import checked, forward
-from bayesmeta.results import InputError
+from bayesmeta.results import InputError, check_whole
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 SCALES = (1.0, 1e3, 1e6, 1e9)
@@ -82,6 +83,8 @@ class Model(nn.Module):
         self.batch_norm = batch_norm
         self.likelihood = likelihood
         self.spec = spec
+        if chunk_size is not None:
+            check_whole("chunk_size", chunk_size, least=1)
         self.chunk_size, self.precision = chunk_size, checked(precision)
         parameters = dict(module.named_parameters())
         self.adapted = tuple(_select(parameters, adapt))
@@ -393,6 +396,12 @@ def given(tensors: Tensors) -> Tensors:
 
 
 def _select(parameters: Mapping[str, Tensor], adapt: str | Sequence[str]) -> list[str]:
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise InputError(
+                f"the weights {name!r} have no size yet: call the module on some rows once, which "
+                "gives lazy layers theirs"
+            )
     if adapt == "all":
         return [name for name, p in parameters.items() if p.requires_grad]
     wanted = [adapt] if isinstance(adapt, str) else list(adapt)

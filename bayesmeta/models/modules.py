@@ -31,9 +31,9 @@ def check_modules(model: Model, family: TaskFamily) -> None:
     for path, module in model.named_modules():
         name = path.removeprefix("module.")
         if isinstance(module, TaskNorm):
-            _check_ragged(name, module, family, of_rows=not module.frozen)
+            _check_ragged(name, module, family)
         elif isinstance(module, _NormBase):
-            _check_norm(name, module, family)
+            _check_norm(name, module)
         elif module.training and _dropout(module) > 0:
             raise InputError(
                 f"the module {name!r} is a {type(module).__name__} with dropout p="
@@ -43,7 +43,7 @@ def check_modules(model: Model, family: TaskFamily) -> None:
             )
 
 
-def _check_norm(name: str, module: _NormBase, family: TaskFamily) -> None:
+def _check_norm(name: str, module: _NormBase) -> None:
     kind = type(module).__name__
     advice = "use LayerNorm or GroupNorm, "
     if isinstance(module, _BatchNorm):
@@ -55,14 +55,18 @@ def _check_norm(name: str, module: _NormBase, family: TaskFamily) -> None:
             f"the module {name!r} is a {kind} in training mode, whose running statistics are "
             f"changed by every call and shared by all tasks: {advice}"
         )
-    over_rows = "Batch" in kind and (module.training or not module.track_running_stats)
-    _check_ragged(name, module, family, of_rows=over_rows)
-
-
-def _check_ragged(name: str, module: nn.Module, family: TaskFamily, *, of_rows: bool) -> None:
-    if of_rows and family.ragged:
+    if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
         raise InputError(
-            f"the module {name!r} is a {type(module).__name__} with statistics over a task's rows, "
+            f"the module {name!r} is a {kind} without running statistics, which takes those of "
+            "whatever rows it is given: say whose they are to be, bm.Model(..., "
+            'batch_norm="support"), or "transductive", which is what it does'
+        )
+
+
+def _check_ragged(name: str, module: TaskNorm, family: TaskFamily) -> None:
+    if family.ragged and not module.frozen:
+        raise InputError(
+            f"the module {name!r} is a batch normalisation with statistics over a task's rows, "
             "and tasks differ in their number of rows, so their padding would count as data: use "
             "LayerNorm or GroupNorm, or tasks of equal size"
         )

@@ -69,6 +69,11 @@ class TaskNorm(nn.Module):
             return x - mean.reshape(shape), variance.reshape(shape)
         over = (0, *range(2, x.ndim))
         if self.counted.ndim == 0:
+            if x.numel() == x.shape[1]:
+                raise InputError(
+                    "batch normalisation of a single row has no variance to divide by: give every "
+                    "task more rows, or use LayerNorm or frozen statistics"
+                )
             # Sums: the derivative of a mean divides a tensor as large as x.
             each = x.shape[1] / x.numel()
             centred = x - x.sum(over, keepdim=True) * each
@@ -128,6 +133,12 @@ def with_policy(module: nn.Module, policy: str | None) -> nn.Module:
             "its own to freeze: use model.frozen_on(x), with rows x to take them from"
         )
     for name, layer in layers:
+        if type(layer).forward is not _BatchNorm.forward:
+            raise InputError(
+                f"the layer {name!r} is a {type(layer).__name__} with a forward of its own, which "
+                f"batch_norm={policy!r} would replace: put what it adds into a module around an "
+                "nn.BatchNorm"
+            )
         if policy == "frozen":
             _check_frozen(name, layer)
         if layer is module:
