@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesmeta.devices import usable
+from bayesmeta.devices import room_for
 from bayesmeta.images import Images, of_dataset
 from bayesmeta.images.bank import unrotated
-from bayesmeta.results import InputError
+from bayesmeta.results import InputError, check_whole
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
 QUARTERS = (0, 90, 180, 270)
@@ -40,7 +40,8 @@ class FewShot:
         dtype: of the images in tasks; 8-bit values come in [0, 1].
 
     Raises:
-        InputError: fewer classes than ways, or a class with fewer images than shots + queries.
+        InputError: fewer classes than ways, a class with fewer images than shots + queries, or
+            values beyond the range of dtype.
 
     Example:
         >>> bank = Images(torch.rand(12, 1, 8, 8), torch.arange(12) // 4, ("a", "b", "c"), "random")
@@ -61,14 +62,15 @@ class FewShot:
         device: Any = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            if type(value) is not int or value < (2 if name == "ways" else 1):
-                least = "2 or more" if name == "ways" else "1 or more"
-                raise InputError(f"{name}={value!r}: give a whole number, {least}")
-        if not dtype.is_floating_point:
-            raise InputError(f"dtype={dtype}: give a floating one, such as torch.float32")
+        check_whole("ways", ways, least=2)
+        check_whole("shots", shots, least=1)
+        check_whole("queries", queries, least=1)
+        if not isinstance(rotations, bool):
+            raise InputError(f"rotations={rotations!r}: give True or False")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype!r}: give a floating one, such as torch.float32")
         images = images if isinstance(images, Images) else of_dataset(images)
-        self.images = images if device is None else images.to(usable(device))
+        self.images = images if device is None else images.to(device)
         self.ways, self.shots, self.queries, self.rotations = ways, shots, queries, rotations
         self.dtype = dtype
         self._bank = self.images.rotated(QUARTERS) if rotations else self.images
@@ -116,6 +118,14 @@ class FewShot:
                 f"({len(short)} of {len(self.images.classes)} classes are too small): lower "
                 "shots= or queries=, or leave such classes out with images.select(...)"
             )
+        values, largest = self.images.values, torch.finfo(self.dtype).max
+        if values.is_floating_point() and torch.finfo(values.dtype).max > largest:
+            beyond = float(max(values.max(), -values.min()))
+            if beyond > largest:
+                raise InputError(
+                    f"images have values up to {beyond:.4g}, and dtype={self.dtype} ends at "
+                    f"{largest:.4g}: scale the images, or take dtype=torch.float32"
+                )
 
     def split(self, *parts: int | Sequence[str], seed: int = 0) -> tuple[FewShot, ...]:
         """Streams over disjoint classes, rotations of a class always on its side.
@@ -135,6 +145,7 @@ class FewShot:
             >>> set(train.classes) & set(test.classes)
             set()
         """
+        check_whole("seed", seed)
         for part in parts:
             self._check_part(part)
         named = Counter(name for part in parts if not isinstance(part, int) for name in part)
@@ -206,8 +217,7 @@ class FewShot:
 
     def choose(self, tasks: int, generator: torch.Generator) -> Tensor:
         """(task, ways, shots + queries) positions of images; the seed decides them."""
-        if type(tasks) is not int or tasks < 1:
-            raise InputError(f"tasks={tasks!r}: give a whole number, 1 or more")
+        check_whole("tasks", tasks, least=1)
         classes, device = len(self._table), generator.device
         score = torch.rand(tasks, classes, generator=generator, device=device, dtype=torch.float32)
         ways = score.topk(self.ways).indices.cpu()
@@ -219,9 +229,16 @@ class FewShot:
         return candidates.gather(-1, score.topk(self.shots + self.queries).indices)
 
     def draw(self, tasks: int, generator: torch.Generator) -> tuple[TaskBatch, TaskBatch]:
-        """Support and query sets: x (task, row, channel, height, width), y (task, row)."""
-        chosen = self.choose(tasks, generator).to(self.images.device)
-        support, query = (self._sets(p) for p in chosen.split([self.shots, self.queries], -1))
+        """Support and query sets: x (task, row, channel, height, width), y (task, row).
+
+        Raises:
+            InputError: so many images do not fit into memory.
+        """
+        size = "×".join(str(n) for n in self.shape)
+        images = f"{tasks} tasks of {self.ways * (self.shots + self.queries)} images {size}"
+        with room_for(images, "take fewer tasks at a time (batch=), queries or smaller images"):
+            chosen = self.choose(tasks, generator).to(self.images.device)
+            support, query = (self._sets(p) for p in chosen.split([self.shots, self.queries], -1))
         return support, query
 
     def _sets(self, chosen: Tensor) -> TaskBatch:

@@ -265,7 +265,11 @@ def test_a_stream_on_a_device_is_the_same_stream():
         ({"shots": 3, "queries": 4}, "class 'class00' has 6 images, fewer than .* = 7.*8 of 8"),
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
         ({"device": "gpu"}, "'gpu' is not the name of a device: use cpu or cuda"),
+        ({"device": "meta"}, "device='meta' holds no numbers"),
+        ({"device": "vulkan"}, "device='vulkan' cannot be used on this machine"),
         ({"dtype": torch.uint8}, "dtype=torch.uint8: give a floating one"),
+        ({"dtype": "float32"}, "dtype='float32': give a floating one"),
+        ({"rotations": "no"}, "rotations='no': give True or False"),
     ],
 )
 def test_a_stream_that_cannot_be(options, words):
@@ -282,6 +286,30 @@ def test_the_class_with_too_few_images_is_named():
     kept = images.select(["class00", "class02"])
     assert bm.FewShot(kept, 2, 1, 3).classes == ("class00", "class02")
     assert bm.FewShot(images, 2, 1, 1).draw(1, generator())[0].tensors["y"].tolist() == [[0, 1]]
+
+
+def test_values_beyond_the_range_of_a_type_are_refused():
+    images = numbered([3, 3])
+    large = Images(-1e6 * images.values.float(), images.labels, images.classes, "large")
+    with pytest.raises(bm.InputError, match=r"values up to 5e\+06.*torch.float16 ends at 6.55e"):
+        bm.FewShot(large, 2, 1, 1, dtype=torch.float16)
+    bm.FewShot(large, 2, 1, 1, dtype=torch.bfloat16).draw(1, generator())
+
+
+def test_a_path_is_no_images():
+    with pytest.raises(bm.InputError, match=r"bm.images.folder\('shapes'\)"):
+        bm.FewShot("shapes")
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 10**30])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(bm.InputError, match="seed=.*whole number"):
+        bm.FewShot(bank(), 2, 1, 1).split(4, 4, seed=seed)
+
+
+def test_tasks_beyond_memory_are_named():
+    with pytest.raises(bm.InputError, match="no memory for 4611686018427387904 tasks of 4 .*1×8×8"):
+        bm.FewShot(bank(), 2, 1, 1).draw(2**62, generator())
 
 
 def test_cuda_where_there_is_none():

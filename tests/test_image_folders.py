@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -93,6 +96,10 @@ def test_a_class_may_be_called_train(tmp_path):
         ("filename,label\n1.png,a\n1.png\n", ("row 3 of", "has no label")),
         ("file,label\n1.png,a\n", ("KeyError: 'filename'", "columns filename and label")),
         ("filename,label\n", ("names no images",)),
+        ("filename,label\n1.png,a\n1.png,a\n", ("row 3 of", "'1.png', as row 2 does")),
+        ("filename,label\n1.png,a\n1.png,b\n", ("row 3 of", "'1.png', as row 2 does")),
+        ("filename,label,label\n1.png,a,b\n", ("row 1 of", "one column 'label'")),
+        (f"filename,label\n{'x' * 5000}.png,a\n", ("row 2 of", "xx...", "no such file")),
     ],
 )
 def test_tables_refuse(tmp_path, rows, words):
@@ -134,6 +141,11 @@ def test_what_is_transparent_shows_white_paper(tmp_path):
             {"size": None},
             ("2.png has 8×9 pixels", "1.BMP has 8×8", "size="),
         ),
+        (lambda r: deep(r / "bee/2.png"), {}, ("2.png", "more than 8 bits")),
+        (lambda r: deep(r / "bee/2.ppm"), {}, ("2.ppm", "more than 8 bits")),
+        (lambda r: os.mkfifo(r / "bee/2.png"), {}, ("bee/2.png is no file",)),
+        (lambda r: None, {"size": 1_000_000}, ("3 images of 1000000×1000000", "GiB", "size=")),
+        (lambda r: None, {"colour": "grey"}, ("colour='grey'", "False for grey")),
         (lambda r: None, {"size": 0}, ("size", "0")),
         (lambda r: None, {"size": 8.0}, ("size", "8.0")),
         (lambda r: save(r / "ant/a/1.png", 0), {"split": "ant/.."}, ("no split 'ant/..'",)),
@@ -146,6 +158,43 @@ def test_folders_refuse(animals, spoil, options, words):
         folder(animals, **options)
 
 
+def deep(path):
+    """A small image of 16 bits a number, which Pillow would cut to 8 without a word."""
+    if path.suffix == ".ppm":
+        path.write_bytes(b"P6 2 2 65535\n" + b"\x12\x34" * 12)
+        return
+    rows = (b"\0" + b"\x12\x34" * 6) * 2
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def test_images_larger_than_memory_are_refused_as_they_are(animals, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 10)  # 100 bytes
+    with refuses("3 images of 8×8 pixels", "this machine has 0 GiB"):
+        folder(animals, size=None)
+
+
+def test_a_name_that_is_not_utf_8_is_refused(animals):
+    os.rename(animals / "bee", os.fsencode(animals / "b") + b"\xff")
+    with refuses("'b\\udcff'", "not UTF-8"):
+        folder(animals)
+    root = os.fsdecode(os.fsencode(animals) + b"\xff")
+    os.rename(animals, root)
+    with refuses("not UTF-8"):
+        folder(root)
+
+
+@pytest.mark.parametrize("root", [None, 5])
+def test_a_folder_is_a_path(root):
+    with refuses(f"a folder is wanted here, not {root}"):
+        folder(root)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-30])
 
@@ -155,3 +204,5 @@ def test_a_folder_without_classes_is_refused(tmp_path):
         folder(tmp_path)
     with refuses("there is no folder"):
         folder(tmp_path / "nowhere")
+    with refuses("there is no folder"):
+        folder("x" * 5000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ def test_images_say_what_they_are():
         ({"classes": ("a", "b", "a")}, ("'a' is named twice",)),
         ({"classes": ("a", 1, "c")}, ("strings", "1 is int")),
         ({"classes": ()}, ("no classes",)),
+        ({"classes": 5}, ("list of names, not 5",)),
+        ({"classes": "abc"}, ("list of class names", "['abc']")),
+        ({"classes": ("a", "b\udcff", "c")}, ("'b\\udcff'", "not UTF-8", "rename")),
+        ({"values": np.zeros((6, 1, 4, 4))}, ("values", "a tensor", "ndarray", "from_numpy")),
+        ({"labels": np.zeros(6, int)}, ("labels", "a tensor", "ndarray")),
     ],
 )
 def test_images_refuse_what_disagrees(change, words):
@@ -94,6 +100,7 @@ def test_select_takes_classes_in_the_order_asked_for(names, count):
         ([NAMES[0], NAMES[0]], ("named twice",)),
         ([], ("no classes",)),
         (NAMES[0], ("list of class names", "['Greek/character01']")),
+        (5, ("list of names, not 5",)),
     ],
 )
 def test_select_refuses(names, words):
@@ -129,6 +136,8 @@ def test_rotations_keep_classes_apart():
         (bank(), (0, 45), ("multiples of 90", "45")),
         (bank(), (90, 450), ("different rotations", "[90, 450]")),
         (bank(), (), ("different rotations",)),
+        (bank(), 90, ("list of rotations", "not 90")),
+        (bank(), ("a",), ("multiples of 90 degrees, not by a",)),
         (bank(shape=(1, 4, 6)), (90,), ("4×6", "squares")),
         (bank().rotated((90,)), (90,), ("character01@90' is a rotation already",)),
     ],
@@ -217,15 +226,47 @@ class Stream(IterableDataset):
         return iter([(GREY, 0)])
 
 
+class Broken(list):
+    def __getitem__(self, i):
+        if i == 1:
+            raise OSError("cut short")
+        return super().__getitem__(i)
+
+
+class Unnamed(list):
+    classes = 5
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "vulkan", "toaster"])
+def test_images_stay_where_there_is_a_device(device):
+    with refuses(device):
+        bank().to(device)
+
+
+def test_images_too_large_for_a_device_are_named(monkeypatch):
+    def full(tensor, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    images = bank()
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with refuses("no memory for 6 images 1×4×4", "on cpu", "fewer or smaller"):
+        images.to("cpu")
+
+
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
+        (Broken([(GREY, 0), (GREY, 1)]), ("Broken[1]", "image 1", "OSError: cut short")),
+        (Unnamed([(GREY, 0)]), ("classes are 5", "names of all labels as a list")),
+        ([(GREY, 2**70)], (f"image 0 has label {2**70}", "64 bits")),
+        ("shapes", ("not the path 'shapes'", "bm.images.folder('shapes')")),
+        (Path("shapes"), ("bm.images.folder('shapes')",)),
         (Stream(), ("Stream cannot be indexed", "map-style")),
         ({(0, 1)}, ("set cannot be indexed",)),
         ([], ("list is empty",)),
         ([GREY], ("list[0] is ndarray", "pair (image, label)")),
         ([(GREY, 0, 1)], ("pair (image, label)",)),
-        ([(GREY, "cat")], ("image 0 has label 'cat'", "integer")),
+        ([(GREY, "cat")], ("image 0 has label 'cat'", "integer", "sorted(", "classes=names")),
         ([(GREY, 0.5)], ("label 0.5",)),
         ([("x.png", 0)], ("image 0 is str",)),
         ([(GREY, 0), (GREY.T, 0)], ("image 1 has shape (1, 3, 2)", "image 0 has (1, 2, 3)")),

@@ -16,8 +16,8 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 # From the bottom up. A module may import from lines below its own, and from its own folder.
 LAYERS = """
     results
-    atomic images devices ranks
-    spectral resuming
+    atomic devices ranks
+    images spectral resuming
     tasks gaussian empirical likelihoods
     splits forms tables derivatives streams few_shot
     prior models families standardise

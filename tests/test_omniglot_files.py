@@ -180,6 +180,22 @@ def test_other_members_of_a_zip_are_passed_over(tmp_path):
     assert list(omniglot(tmp_path, part="background").classes) == ORDER[:3]
 
 
+def test_an_array_by_itself_is_not_omniglots_file(tmp_path):
+    path = tmp_path / "omniglot_images_background_105.npz"
+    with path.open("wb") as file:
+        np.save(file, ink("background"))  # .npy under the name of an .npz
+    with refuses(path.name, "not a whole file of Omniglot's images"):
+        omniglot(tmp_path, part="background")
+
+
+@pytest.mark.parametrize("read", [omniglot, omniglot_runs])
+def test_what_is_no_folder_and_what_does_not_fit_are_refused(read, tmp_path):
+    with refuses("a folder is wanted here, not None", "git clone"):
+        read(None)
+    with refuses("images of 10000000×10000000 pixels", "GiB", "smaller size="):
+        read(tmp_path, size=10_000_000)
+
+
 def test_damaged_zips_are_refused(tmp_path):
     path = tmp_path / "images_background.zip"
     save_zip(path, tree("background"))

@@ -6,13 +6,14 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayesmeta.devices import room_for, usable
 from bayesmeta.results import InputError
 
 ROTATED = re.compile(r"@(90|180|270)$")
@@ -44,7 +45,13 @@ class Images:
     source: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))
+        for name, value in (("values", self.values), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"{name} of images are a tensor, and this is a {type(value).__name__}: make it "
+                    "one, by torch.from_numpy(...) or torch.tensor(...)"
+                )
+        object.__setattr__(self, "classes", _names(self.classes))
         _check_values(self.values)
         _check_classes(self.classes)
         _check_labels(self.labels, self.values, self.classes)
@@ -72,8 +79,14 @@ class Images:
         return _counts(self.labels, len(self.classes))
 
     def to(self, device: Any) -> Images:
-        """The same images on a device."""
-        return replace(self, values=self.values.to(device), labels=self.labels.to(device))
+        """The same images on a device.
+
+        Raises:
+            InputError: it is not there, or too small for them.
+        """
+        device = usable(device)
+        with room_for(f"{self} on {device}", "take fewer or smaller ones"):
+            return replace(self, values=self.values.to(device), labels=self.labels.to(device))
 
     def select(self, classes: Sequence[str]) -> Images:
         """Only these classes, in that order; within a class the images keep theirs.
@@ -89,23 +102,20 @@ class Images:
             >>> bank.select(["c", "a"]).classes
             ('c', 'a')
         """
-        if isinstance(classes, str):
-            raise InputError(f"select takes a list of class names: write [{classes!r}]")
+        classes = _names(classes)
         place = {name: position for position, name in enumerate(self.classes)}
         for name in classes:
             if name not in place:
                 near = difflib.get_close_matches(str(name), self.classes, n=1, cutoff=0.0)
                 raise InputError(f"no class is named {name!r}; the nearest is {near[0]!r}")
-        _check_classes(tuple(classes))
+        _check_classes(classes)
         chosen = torch.tensor([place[name] for name in classes], device=self.device)
         new = torch.full((len(self.classes),), -1, device=self.device)
         new[chosen] = torch.arange(len(chosen), device=self.device)
         labels = new[self.labels]
         order = labels.argsort(stable=True)
         order = order[labels[order] >= 0]
-        return replace(
-            self, values=self.values[order], labels=labels[order], classes=tuple(classes)
-        )
+        return replace(self, values=self.values[order], labels=labels[order], classes=classes)
 
     def rotated(self, degrees: Sequence[int] = (0, 90, 180, 270)) -> Images:
         """Each rotation of a class is a class of its own, named "Greek/character03@90".
@@ -201,6 +211,14 @@ def _check_values(values: Tensor) -> None:
             )
 
 
+def _names(classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        raise InputError(f"a list of class names is wanted here: write [{classes!r}]")
+    if not isinstance(classes, Iterable):
+        raise InputError(f"classes are a list of names, not {classes!r}")
+    return tuple(classes)
+
+
 def _check_classes(classes: tuple[str, ...]) -> None:
     if not classes:
         raise InputError("there are no classes: give the name of at least one")
@@ -210,6 +228,11 @@ def _check_classes(classes: tuple[str, ...]) -> None:
             raise InputError(f"class names are strings; {name!r} is {type(name).__name__}")
         if name in seen:
             raise InputError(f"class {name!r} is named twice: every class needs its own name")
+        if name.encode(errors="ignore").decode() != name:
+            raise InputError(
+                f"class {name!r} has a name that is not UTF-8, and no record could hold it: rename "
+                "its folder"
+            )
         seen.add(name)
 
 
@@ -237,7 +260,9 @@ def _check_labels(labels: Tensor, values: Tensor, classes: tuple[str, ...]) -> N
 
 
 def _quarter_turns(degrees: Sequence[int]) -> list[int]:
-    wrong = [degree for degree in degrees if degree % 90]
+    if not isinstance(degrees, Iterable) or isinstance(degrees, str):
+        raise InputError(f"degrees are a list of rotations, such as (0, 90), not {degrees!r}")
+    wrong = [degree for degree in degrees if not isinstance(degree, int | float) or degree % 90]
     if wrong:
         raise InputError(f"images are rotated by multiples of 90 degrees, not by {wrong[0]}")
     turns = [int(degree // 90) % 4 for degree in degrees]

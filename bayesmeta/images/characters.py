@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from bayesmeta.images.archives import opened
 from bayesmeta.images.bank import Images
-from bayesmeta.images.pixels import check_size, inked, read_image
+from bayesmeta.images.pixels import check_memory, check_size, existing, inked, read_image
 from bayesmeta.results import InputError
 
 DRAWINGS = 20  # of each character
 SIDE = 105  # pixels of a drawing as it was made
+CHARACTERS = {"background": 964, "evaluation": 659}
 COMMAND = "git clone --depth 1 https://github.com/brendenlake/omniglot"
-PARTS = ("background", "evaluation")
+WHERE = f"give the one that {COMMAND} makes"
+PARTS = tuple(CHARACTERS)
 _FOLDERS = ("", "python", "omniglot-py")
 
 Name = tuple[str, str]  # alphabet, character
@@ -64,9 +66,11 @@ def omniglot(root: str | Path, *, size: int = 28, part: str = "all") -> Images:
     if part not in (*PARTS, "all"):
         raise InputError(f'part is "background", "evaluation" or "all", not {part!r}')
     check_size(size)
-    folder = existing(root)
+    folder = existing(root, WHERE)
+    parts = PARTS if part == "all" else (part,)
+    check_memory(DRAWINGS * sum(CHARACTERS[one] for one in parts), 1, size, size)
     values, classes = [], []
-    for one in PARTS if part == "all" else (part,):
+    for one in parts:
         drawings = _drawings(folder, one)
         names = sorted(drawings)
         ink = np.stack([drawings[name] for name in names]).reshape(-1, SIDE, SIDE)
@@ -75,18 +79,6 @@ def omniglot(root: str | Path, *, size: int = 28, part: str = "all") -> Images:
     labels = torch.arange(len(classes)).repeat_interleave(DRAWINGS)
     source = f"Omniglot ({part}), {size}×{size}"
     return Images(torch.cat(values), labels, tuple(classes), source)
-
-
-def existing(root: str | Path) -> Path:
-    """The folder `root`.
-
-    Raises:
-        InputError: there is none.
-    """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: give the one that {COMMAND} makes")
-    return folder
 
 
 def drawing(file: Path | BytesIO, where: str) -> NDArray[np.bool_]:
@@ -122,7 +114,7 @@ def _of_arrays(path: Path, table: Path) -> Drawings:
     try:
         with np.load(path) as file:
             paper = file["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as e:
         raise InputError(f"{path} is not a whole file of Omniglot's images ({e})") from e
     if paper.dtype != bool or paper.shape[1:] != (DRAWINGS, SIDE, SIDE):
         raise InputError(

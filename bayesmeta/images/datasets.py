@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bayesmeta.images.bank import Images
 from bayesmeta.images.pixels import pixels
-from bayesmeta.results import InputError
+from bayesmeta.results import LARGEST_WHOLE, InputError
 
 
 def of_dataset(
@@ -32,8 +33,8 @@ def of_dataset(
         float32. Classes are in the order of their labels.
 
     Raises:
-        InputError: the dataset cannot be indexed or is empty, images differ in shape, channels or
-            dtype, or a label is not an integer or has no name.
+        InputError: the dataset cannot be indexed or is empty, an item cannot be read, images differ
+            in shape, channels or dtype, or a label is not an integer or has no name.
 
     Example:
         >>> pairs = [(torch.zeros(2, 2), 7), (torch.ones(2, 2), 3), (torch.ones(2, 2), 7)]
@@ -58,6 +59,11 @@ def of_dataset(
 
 
 def _length(dataset: Any, kind: str) -> int:
+    if isinstance(dataset, str | os.PathLike):
+        raise InputError(
+            f"images are wanted here, or a dataset of them, not the path {str(dataset)!r}: read a "
+            f"folder by bm.images.folder({str(dataset)!r})"
+        )
     try:
         count = len(dataset)
     except (TypeError, NotImplementedError):
@@ -73,15 +79,25 @@ def _length(dataset: Any, kind: str) -> int:
 
 
 def _item(dataset: Any, i: int, kind: str) -> tuple[Tensor, int]:
-    item = dataset[i]
+    try:
+        item = dataset[i]
+    except Exception as e:
+        raise InputError(
+            f"{kind}[{i}], image {i} of the dataset, cannot be read ({type(e).__name__}: {e}): "
+            "mend it, or leave it out by torch.utils.data.Subset"
+        ) from e
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise InputError(f"{kind}[{i}] is {type(item).__name__}: an item is a pair (image, label)")
     try:
         label = operator.index(item[1])
     except TypeError as e:
         raise InputError(
-            f"image {i} has label {item[1]!r}: a label is an integer, and names go to classes="
+            f"image {i} has label {item[1]!r}: a label is an integer; where labels are names, take "
+            "names = sorted({label for _, label in data}), and bm.images.of_dataset([(image, "
+            "names.index(label)) for image, label in data], classes=names)"
         ) from e
+    if abs(label) > LARGEST_WHOLE:
+        raise InputError(f"image {i} has label {label}, of more than 64 bits: number the classes")
     return pixels(item[0], f"image {i}"), label
 
 
@@ -105,6 +121,11 @@ def _check_alike(value: Tensor, first: Tensor, i: int) -> None:
 def _names(labels: list[int], classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
         return tuple(str(label) for label in labels)
+    if isinstance(classes, str | Mapping) or not isinstance(classes, Iterable):
+        raise InputError(
+            f"classes are {classes!r}: give the names of all labels as a list, by classes="
+        )
+    classes = list(classes)
     outside = [label for label in labels if not 0 <= label < len(classes)]
     if outside:
         raise InputError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,14 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from bayesmeta.images.bank import Images
-from bayesmeta.images.pixels import check_size, on_white, pixels, read_image
+from bayesmeta.images.pixels import (
+    check_memory,
+    check_size,
+    existing,
+    on_white,
+    pixels,
+    read_image,
+    read_size,
+)
 from bayesmeta.results import InputError
 
 ENDINGS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"])
 _SPLITS = ("train", "val", "test")
 _GREY = ("1", "L", "LA")
-_DEEP = ("I", "F")  # and "I;16", ...: more than 8 bits, which Pillow would cut off at 255
 _CHUNK = 256  # images decoded but not yet in their place
+_LONGEST = 80  # letters of a name in a sentence
 
 Files = dict[str, list[Path]]  # class -> image files
 
@@ -61,15 +70,18 @@ def folder(
         table they keep its order.
 
     Raises:
-        InputError: a file cannot be read, files differ in size or in channels, a class has no
-            images, or `root` is laid out in another way.
+        InputError: a file cannot be read, is named twice by a table or has more than 8 bits, files
+            differ in size or in channels, a class has no images, all of them together do not fit
+            into memory, or `root` is laid out in another way.
 
     References:
         Ravi and Larochelle (2017), "Optimization as a model for few-shot learning".
     """
     if size is not None:
         check_size(size)
-    where = Path(root).expanduser()
+    if colour is not None and not isinstance(colour, bool):
+        raise InputError(f"colour={colour!r}: give True for colour, False for grey, or None")
+    where = existing(root, "give the one that holds the folders of the classes")
     files = _files(where, split)
     paths = [path for found in files.values() for path in found]
     labels = [i for i, found in enumerate(files.values()) for _ in found]
@@ -78,9 +90,14 @@ def folder(
     return Images(values, torch.tensor(labels), tuple(files), source)
 
 
+def sizes(root: Path, split: str | None) -> set[tuple[int, int]]:
+    """(width, height) of the images that `folder` reads, by what the files say at their start."""
+    paths = [path for found in _files(root, split).values() for path in found]
+    with ThreadPoolExecutor() as pool:
+        return set(pool.map(read_size, paths))
+
+
 def _files(root: Path, split: str | None) -> Files:
-    if not root.is_dir():
-        raise InputError(f"there is no folder {root}")
     if split is None:
         splits = [name for name in _SPLITS if _is_split(root, name)]
         if splits:
@@ -89,7 +106,7 @@ def _files(root: Path, split: str | None) -> Files:
             )
         return _of_folders(root)
     here = {path.name: path for path in root.iterdir()}  # so that ".." is none of them
-    if f"{split}.csv" in here:
+    if f"{split}.csv" in here and here[f"{split}.csv"].is_file():
         return _of_table(here[f"{split}.csv"], root / "images")
     if split in here and here[split].is_dir():
         return _of_folders(here[split])
@@ -130,15 +147,23 @@ def _of_folders(root: Path) -> Files:
 
 def _of_table(table: Path, images: Path) -> Files:
     files: Files = defaultdict(list)
+    named: dict[str, int] = {}
     for row, (name, label) in enumerate(_rows(table), start=2):
         path = images / name
-        if PurePath(name).name != name or not path.is_file():
+        if PurePath(name).name != name or not os.path.isfile(path):
+            short = name if len(name) < _LONGEST else f"{name[:_LONGEST]}..."
             raise InputError(
-                f"row {row} of {table} names {name!r}, and there is no such file in {images}: put "
+                f"row {row} of {table} names {short!r}, and there is no such file in {images}: put "
                 "it there, or delete the row"
             )
         if not label:
             raise InputError(f"row {row} of {table} has no label: give {name} one, or delete it")
+        if name in named:
+            raise InputError(
+                f"row {row} of {table} names {name!r}, as row {named[name]} does: a task could "
+                "hold that image twice, so delete one of the two"
+            )
+        named[name] = row
         files[label].append(path)
     if not files:
         raise InputError(f"{table} names no images: it has a row filename,label for each")
@@ -148,7 +173,14 @@ def _of_table(table: Path, images: Path) -> Files:
 def _rows(table: Path) -> list[tuple[str, str]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            return [(row["filename"] or "", row["label"] or "") for row in csv.DictReader(file)]
+            rows = csv.DictReader(file)
+            repeated = [name for name, times in Counter(rows.fieldnames).items() if times > 1]
+            if repeated:
+                raise InputError(
+                    f"row 1 of {table} has more than one column {repeated[0]!r}: delete or rename "
+                    "the others"
+                )
+            return [(row["filename"] or "", row["label"] or "") for row in rows]
     except (KeyError, UnicodeDecodeError, csv.Error) as e:
         raise InputError(
             f"{table} cannot be read ({type(e).__name__}: {e}): it is comma-separated text with "
@@ -157,6 +189,8 @@ def _rows(table: Path) -> list[tuple[str, str]]:
 
 
 def _read(paths: Sequence[Path], size: int | None, colour: bool | None) -> Tensor:
+    if size is not None:
+        check_memory(len(paths), 1, size, size)  # one of which could take for ever to be resized
     values = torch.empty(0)
     read = partial(_pixels, size=size, colour=colour)
     with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without Python's lock
@@ -164,6 +198,7 @@ def _read(paths: Sequence[Path], size: int | None, colour: bool | None) -> Tenso
             decoded = pool.map(read, paths[start : start + _CHUNK])
             for i, image in enumerate(decoded, start):
                 if i == 0:
+                    check_memory(len(paths), *image.shape)
                     values = torch.empty((len(paths), *image.shape), dtype=torch.uint8)
                 _check_alike(image, values[0], paths[i], paths[0])
                 values[i] = image
@@ -172,8 +207,6 @@ def _read(paths: Sequence[Path], size: int | None, colour: bool | None) -> Tenso
 
 def _pixels(path: Path, size: int | None, colour: bool | None) -> Tensor:
     image = read_image(path, str(path))
-    if image.mode.split(";")[0] in _DEEP:
-        raise InputError(f"{path} has more than 8 bits per pixel: convert it to 8")
     grey = image.mode in _GREY if colour is None else not colour
     image = on_white(image, "L" if grey else "RGB")
     if size is not None and image.size != (size, size):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch.nn.functional import interpolate
 from bayesmeta.results import InputError
 
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, colour, colour and alpha
+_DEEP = ("I", "F")  # and "I;16", ...: more than 8 bits, which Pillow would cut off at 255
 _CHUNK = 1000  # images that are float32 at a time
 # What Pillow raises for files that are damaged, cut short or of no known format.
 _UNREADABLE = (
@@ -109,6 +113,43 @@ def check_size(size: int) -> None:
         raise InputError(f"size is a number of pixels, 1 or more, not {size!r}")
 
 
+def check_memory(count: int, channels: int, height: int, width: int) -> None:
+    """Refuse more uint8 images than this machine has memory for, before they are read.
+
+    Raises:
+        InputError: with the memory that they would take.
+    """
+    if not hasattr(os, "sysconf"):  # Windows allocates what it has, or says no at once
+        return
+    need, has = count * channels * height * width, os.sysconf("SC_PAGE_SIZE")
+    has *= os.sysconf("SC_PHYS_PAGES")
+    if need > has:
+        raise InputError(
+            f"{count} images of {width}×{height} pixels take {need / 2**30:,.0f} GiB, and this "
+            f"machine has {has / 2**30:,.0f} GiB: give a smaller size="
+        )
+
+
+def existing(root: Any, advice: str) -> Path:
+    """The folder `root`.
+
+    Args:
+        root: its path.
+        advice: what to give in its place.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not isinstance(root, str | os.PathLike):
+        raise InputError(f"a folder is wanted here, not {root!r}: {advice}")
+    folder = Path(root).expanduser()
+    if not os.path.isdir(folder):  # which a path too long for one does not trouble
+        raise InputError(f"there is no folder {folder}: {advice}")
+    if str(folder.resolve()).encode(errors="ignore").decode() != str(folder.resolve()):
+        raise InputError(f"{str(folder)!r} is in a folder whose name is not UTF-8: rename it")
+    return folder
+
+
 def read_image(file: Path | BytesIO, where: str) -> Image.Image:
     """An image file, decoded.
 
@@ -117,18 +158,48 @@ def read_image(file: Path | BytesIO, where: str) -> Image.Image:
         where: its name in a message.
 
     Raises:
-        InputError: it cannot be decoded.
+        InputError: it cannot be decoded, or has more than 8 bits for a number.
     """
+    with _opened(file, where) as image:
+        deep = _is_deep(image)  # which nobody knows any more when it is decoded
+        image.load()
+    if deep:
+        raise InputError(f"{where} has more than 8 bits per pixel: convert it to 8")
+    return image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, which is not decoded."""
+    with _opened(path, str(path)) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(file: Path | BytesIO, where: str) -> Iterator[Image.Image]:
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise InputError(f"{where} is no file, but a pipe or a folder: take it away")
     try:
         with Image.open(file) as image:
-            image.load()
-            return image
+            yield image
     except _UNREADABLE as e:
         why = "it is no image" if isinstance(e, UnidentifiedImageError) else str(e).rstrip(".")
         raise InputError(
             f"{where} cannot be read as an image ({why}): replace it by an intact copy, or delete "
             "it to go without"
         ) from e
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a file, opened and not yet decoded, has more than 8 bits a number."""
+    if image.mode.split(";")[0] in _DEEP:
+        return True
+    for codec, _, _, options in getattr(image, "tile", ()):
+        given = options if isinstance(options, tuple) else (options,)
+        if any(";16" in part for part in given if isinstance(part, str)):
+            return True
+        if codec.startswith("ppm") and any(isinstance(p, int) and p > 255 for p in given):
+            return True  # its largest value
+    return False
 
 
 def on_white(image: Image.Image, mode: str) -> Image.Image:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bayesmeta.images.archives import Archive, opened
-from bayesmeta.images.characters import COMMAND, drawing, existing
-from bayesmeta.images.pixels import check_size, inked
+from bayesmeta.images.characters import COMMAND, WHERE, drawing
+from bayesmeta.images.pixels import check_memory, check_size, existing, inked
 from bayesmeta.results import InputError
 
 RUNS = tuple(f"run{i:02d}" for i in range(1, 21))
@@ -55,7 +55,8 @@ def omniglot_runs(root: str | Path, *, size: int = 28) -> list[Run]:
         Lake, Salakhutdinov and Tenenbaum (2015), the one-shot classification task.
     """
     check_size(size)
-    folder = existing(root)
+    check_memory(2 * WAYS * len(RUNS), 1, size, size)
+    folder = existing(root, WHERE)
     paths = [folder / place / "all_runs.zip" for place in _FOLDERS]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
