@@ -49,8 +49,9 @@ class Result(Enum):
     diverged = "diverged: its steps grew out of all bounds: lower lr="
     not_stationary = (
         "was not solved: ‖∇f + Λ(θ − θ₀)‖ is above its tolerance (a hundredth of the pull, where "
-        "none is given), so the meta-gradient is that of another function: raise steps=, change "
-        "lr=, or adapt by Newton-CG"
+        "none is given), so the meta-gradient is that of another function: raise steps= (of "
+        "Newton-CG newton_cg_steps= too) or change lr=; where few steps are meant, judge by tasks "
+        "held out"
     )
     unsolved = (
         "has a meta-gradient whose linear solve stopped above its tolerance: raise cg_steps=, or "

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bayesmeta.commands import usable_device
 from bayesmeta.console import plainly, show
@@ -31,7 +32,8 @@ def list_studies(figures: Figures = FIGURES) -> None:
         record = one.record(figures) or {}
         answer = one.answer(figures) if state in ("current", "stale", "quick") else ""
         seconds = "" if record.get("quick", True) else f"{record['seconds']:.0f} s"
-        table.add_row(name, one.module.QUESTION, seconds, state, answer)
+        cells = (name, one.module.QUESTION, seconds, state, answer)
+        table.add_row(*map(Text, cells))  # no markup: "E[g]" is not a style
     show(table)
 
 
