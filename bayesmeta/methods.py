@@ -158,7 +158,7 @@ def fomaml(*, steps: int = 1, lr: float = 0.01, support: Support = 0.5, **option
     return Method.composed(Algorithmic(), inner, FirstOrder(), Validation(support), options)
 
 
-def reptile(*, steps: int = 5, lr: float = 0.01, **options: Any) -> Method:
+def reptile(*, steps: int = 5, lr: float = 0.01, rows: int | None = None, **options: Any) -> Method:
     """Reptile: θ₀ moves towards what gradient descent from θ₀ reaches.
 
         θ₀ ← θ₀ − outer_lr · mean_i Λ(θ₀ − θ_T)
@@ -169,9 +169,15 @@ def reptile(*, steps: int = 5, lr: float = 0.01, **options: Any) -> Method:
     Args:
         steps: inner steps.
         lr: of the inner steps, for the loss per row.
+        rows: rows of a task in each inner step, in passes; None: all. What θ₀ learns of
+            generalisation comes from steps on different rows (section 5 of the paper), and with
+            all rows in every step there is little of it.
         **options: as in `maml`; outer_lr is the paper's ε, 1 by default here.
     """
-    inner, options = GradientDescent(lr, steps), {"optimiser": "sgd", "outer_lr": 1.0} | options
+    inner, options = (
+        GradientDescent(lr, steps, rows=rows),
+        {"optimiser": "sgd", "outer_lr": 1.0} | options,
+    )
     return Method.composed(Algorithmic(), inner, Direct(), Variational(), options)
 
 

@@ -68,6 +68,7 @@ class Cell:
         queries: query images of a class in training.
         split: of the characters: random, or original.
         batch_norm: whose statistics in training.
+        tested: options in the place of the method's own when tasks are scored.
         seed: of tasks and noise.
     """
 
@@ -84,14 +85,16 @@ class Cell:
     queries: int = 1
     split: str = "random"
     batch_norm: str = "transductive"
+    tested: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    def method(self, size: Size) -> Method:
+    def method(self, size: Size, *, testing: bool = False) -> Method:
         """The method, with the outer steps of a size."""
         own = {} if self.maker in ("reptile", "variational_imaml") else {"support": None}
         steps = size.steps or self.steps
         make = getattr(bm.methods, self.maker)
-        return make(**{"batch": 16, "outer_steps": steps} | own | self.options)
+        changed = self.tested if testing else {}
+        return make(**{"batch": 16, "outer_steps": steps} | own | self.options | changed)
 
     def described(self) -> dict[str, Any]:
         """Its columns of the table."""
@@ -105,7 +108,8 @@ class Cell:
         }
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All that decides its training and its scores."""
+        return {name: value for name, value in asdict(self).items() if name != "tested" or value}
 
 
 OUTER = {"outer_lr": 0.003}
@@ -115,7 +119,8 @@ TABLE = (
     Cell("fomaml", "table", "first-order MAML", "fomaml", {"steps": 1, "lr": 0.4} | OUTER, 3000),
     Cell(
         "reptile", "table", "Reptile", "reptile",
-        INNER | {"outer_lr": 1.0, "batch": 5}, 1500, train_shots=5,
+        {"steps": 8, "lr": 0.1, "rows": 10, "outer_lr": 1.0, "batch": 5}, 800, train_shots=10,
+        tested={"rows": None},
     ),
     Cell(
         "imaml", "table", "iMAML, gradient descent", "imaml",
@@ -147,6 +152,10 @@ EFFECTS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("support statistics", {}, "support"),
     ("frozen statistics", {}, "frozen"),
 )
+OF_REPTILE: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("as in the table", {}, "transductive"),
+    ("all rows in every step", {"rows": None}, "transductive"),
+)
 RUNS = Cell(
     "runs maml", "runs", "MAML", "maml", {"steps": 1, "lr": 0.4} | OUTER, 1000,
     ways=20, split="original",
@@ -168,7 +177,7 @@ def cells(device: str) -> list[Cell]:
         for ways, shots in settings
         for cell in TABLE
     ]
-    found = [*found, *_effects(TABLE[3]), RUNS]
+    found = [*found, *_effects(TABLE[3], EFFECTS), *_effects(TABLE[2], OF_REPTILE), RUNS]
     full = [c if c.part == "effect" else replace(c, steps=FULL_STEPS) for c in found]
     return full if rich else found
 
@@ -179,7 +188,7 @@ def _in_setting(cell: Cell, ways: int, shots: int, split: str) -> Cell:
     return replace(cell, name=name, ways=ways, shots=shots, train_shots=more, split=split)
 
 
-def _effects(base: Cell) -> list[Cell]:
+def _effects(base: Cell, changes: tuple[tuple[str, dict[str, Any], str], ...]) -> list[Cell]:
     """One argument of a cell changed at a time."""
     common = {"part": "effect", "steps": EFFECT_STEPS}
     return [
@@ -191,5 +200,5 @@ def _effects(base: Cell) -> list[Cell]:
             options=base.options | options,
             **common,
         )
-        for changed, options, batch_norm in EFFECTS
+        for changed, options, batch_norm in changes
     ]

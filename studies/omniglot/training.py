@@ -88,7 +88,9 @@ class _Clock:
 def scored(fit: bm.Fit, cell: Cell, size: Size, device: str) -> dict[str, Any]:
     """Scores on tasks of new characters, the same ones for every method."""
     _, test = streams(cell.split, cell.ways, cell.shots, size.queries, device, quick=size.quick)
-    found = bm.diagnostics.few_shot_scores(fit, test, count=size.tasks, seed=1)
+    found = bm.diagnostics.few_shot_scores(
+        fit, test, count=size.tasks, seed=1, method=cell.method(size, testing=True)
+    )
     row: dict[str, Any] = {
         "iterations": len(fit.trace),
         "tasks": found.tasks,
