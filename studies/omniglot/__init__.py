@@ -49,15 +49,9 @@ def headline(table: pd.DataFrame) -> str:
             f"5-way 1-shot, {split} split, accuracy in % inductive / transductive after "
             f"{few:,.0f} to {many:,.0f} outer steps: {each}."
         )
-    effects = table[table["part"] == "effect"]
-    if len(effects) > 1:
-        best = effects.loc[effects["transductive_accuracy"].idxmax()]
-        least = effects.loc[effects["transductive_accuracy"].idxmin()]
-        sentences.append(
-            f"Of {len(effects)} settings of iMAML after {best['iterations']:.0f} steps the best is "
-            f'"{best["changed"]}" ({best["transductive_accuracy"]:.1f} %), the worst '
-            f'"{least["changed"]}" ({least["transductive_accuracy"]:.1f} %).'
-        )
+    for method, found in table[table["part"] == "effect"].groupby("method", sort=False):
+        if len(found) > 1:
+            sentences.append(_effects(method, found))
     runs = table[table["part"] == "runs"]
     if len(runs):
         near = min(
@@ -69,3 +63,13 @@ def headline(table: pd.DataFrame) -> str:
             f"{runs['transductive_error'].mean():.1f} %); {near}: {PUBLISHED[near]} %."
         )
     return " ".join(sentences)
+
+
+def _effects(method: str, found: pd.DataFrame) -> str:
+    """The settings of a method from best to worst."""
+    ordered = found.sort_values("transductive_accuracy", ascending=False)
+    each = ", ".join(
+        f"{row.changed} {row.transductive_accuracy:.1f}" for row in ordered.itertuples()
+    )
+    steps = found["iterations"].iloc[0]
+    return f"{method} with one thing changed, transductive after {steps:.0f} steps: {each}."

@@ -84,14 +84,21 @@ def _panel(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
 
 
 def _effects(effects: pd.DataFrame) -> Figure:
-    """Accuracy after the same few outer steps, one argument changed at a time."""
+    """Accuracy after the same few outer steps, one argument changed at a time, by method."""
+    groups = list(effects.groupby("method", sort=False))
     with style():
-        figure = Figure(figsize=(SINGLE, 0.8 + 0.24 * len(effects)), layout="constrained")
-        ax = figure.subplots()
-        _panel(ax, effects, "accuracy")
-        _names(ax, list(effects["changed"]))
-        ax.set_xlabel(f"accuracy (%) after {effects['iterations'].iloc[0]:.0f} outer steps")
-        handles, names = ax.get_legend_handles_labels()
+        figure = Figure(figsize=(SINGLE, 1.0 + 0.24 * len(effects)), layout="constrained")
+        heights = [len(rows) for _, rows in groups]
+        grid = figure.subplots(
+            len(groups), 1, squeeze=False, sharex=True, height_ratios=heights
+        ).flat
+        for ax, (method, rows) in zip(grid, groups, strict=True):
+            _panel(ax, rows, "accuracy")
+            _names(ax, list(rows["changed"]))
+            ax.set_title(method, loc="left")
+        steps = effects["iterations"].iloc[0]
+        figure.axes[-1].set_xlabel(f"accuracy (%) after {steps:.0f} outer steps")
+        handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
