@@ -47,7 +47,8 @@ types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	@# One thread for each of the processes that share the tests, or they wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
