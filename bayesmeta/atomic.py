@@ -35,6 +35,27 @@ def refuse_existing(path: Path, *, overwrite: bool, run: bool) -> None:
         raise InputError(f"{path} exists already: choose another --out, or add --overwrite")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Say no before any work is done when a file `path` could not be written; its folder is made.
+
+    Raises:
+        InputError: it is a folder, or its own folder cannot be made or written to.
+    """
+    try:
+        taken = path.is_dir()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path.parent} cannot be written to ({why}): choose another folder"
+        ) from error
+    if taken:
+        raise InputError(
+            f"{path} is a folder, where a file is to be written: remove it, or choose another one"
+        )
+
+
 @contextmanager
 def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill; it becomes `path` when the block ends without an error.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +38,7 @@ from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.ranks import Ranks
 from bayesmeta.results import InputError, Result
-from bayesmeta.resuming import Checkpoint
+from bayesmeta.resuming import Checkpoint, as_checkpoint, digest, of_model
 from bayesmeta.standardise import Standardisation
 from bayesmeta.streams import STEP_TASKS, TaskStream
 from bayesmeta.tasks import TaskFamily
@@ -67,7 +68,7 @@ def fit(
     reml: bool = False,
     standardise: bool | None = None,
     callbacks: Sequence[Callback] = (),
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | str | PathLike[str] | None = None,
 ) -> Fit:
     """Fit N(θ₀, Σ₀), ψ and a posterior for every task.
 
@@ -90,8 +91,8 @@ def fit(
         standardise: centre and scale x, and y where it is real, before fitting. Default: for
             families from a table whose prediction is not linear in its weights.
         callbacks: called with (step, steps, M in nats).
-        checkpoint: `bm.Checkpoint(folder)`, where a fit by adam or sgd writes where it stands, and
-            from where the same call goes on.
+        checkpoint: `bm.Checkpoint(folder)` or the folder, where a fit by adam or sgd writes where
+            it stands, and from where the same call goes on.
 
     Raises:
         InputError: model, family, prior and method do not go together; the sentence says why.
@@ -113,8 +114,12 @@ def fit(
     given = _given(model, family, method, prior, query, generator)
     given.standardise(standardise)
     given.prior = checked_prior(given.prior, given.method, given.model, given.family, given.notes)
-    identity = _identity(given, seed)
-    written = checkpoint and checkpoint.of(identity, writes=Ranks.present().rank == 0)
+    ranks = Ranks.present()
+    given.notes += ranks.notes()
+    written = as_checkpoint(checkpoint)
+    if written is not None:
+        identity = _identity(given, model, prior, query, seed)
+        written = written.of(identity, writes=ranks.first, notes=given.notes)
     problem = Problem(
         given.model, given.inside, given.prior, given.method, reml, generator, callbacks,
         given.query, given.stream, written,
@@ -224,16 +229,25 @@ def _result(given: _Given, estimate: Estimate, solver: str, *, reml: bool) -> Fi
     )
 
 
-def _identity(given: _Given, seed: int) -> dict[str, Any]:
-    """What a fit has in common with one that goes on from where it stood."""
+def _identity(
+    given: _Given, model: Model, prior: Prior | None, query: TaskFamily | None, seed: int
+) -> dict[str, Any]:
+    """What a fit has in common with one that goes on from where it stood.
+
+    Args:
+        given: what is fitted.
+        model, prior, query, seed: as they were given.
+    """
     data = given.family.fingerprint() if given.stream is None else given.stream.record()
     return {
         "method": given.method.to_json(),
         "prior": given.prior.to_json(),
         "data": data,
         "seed": seed,
-        "precision": given.model.precision,
-        "weights": [list(given.model.adapted), [list(shape) for shape in given.model.shapes]],
+        "query": None if query is None else query.fingerprint(),
+        "values": None if prior is None else digest(dict(prior.free)),
+        "standardise": given.standardisation is not None,
+        "model": of_model(model, given.model),
     }
 
 

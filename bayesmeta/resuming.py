@@ -1,26 +1,50 @@
-"""Where an outer loop stood, on disk, so that it can go on as if it had never stopped."""
+"""Where an outer loop stood, on disk, so that it can go on as if it had never stopped.
+
+As many processes on the same machine end with the same numbers, bit for bit. With more or fewer of
+them, or on another device, sums are rounded in another way, which a float32 network with ReLUs and
+batch normalisation enlarges from step to step.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from bayesmeta.atomic import whole_file
+from bayesmeta.atomic import refuse_unwritable, whole_file
 from bayesmeta.ranks import RankLost, Ranks
 from bayesmeta.results import InputError
 
+if TYPE_CHECKING:
+    from bayesmeta.models import Model
+
 SCHEMA = 1
 FILE = "state.safetensors"
+FULL = ("No space left", "File too large", "uota exceeded")
+NAMED = 3
+"""Options that are named, of those that differ."""
+LONGEST = 40
+"""Characters of a value that is worth printing; a hash is longer."""
+WORDS = {
+    "data": "to other data",
+    "query": "to other query sets",
+    "values": "from other values of the prior",
+    "model.start": "from another start",
+    "model.frozen": "with other frozen weights",
+    "model.buffers": "with other buffers",
+}
 
 
 @dataclass(frozen=True)
@@ -28,21 +52,34 @@ class Checkpoint:
     """A folder in which a fit by Adam or SGD writes where it stands, and from which it goes on.
 
     The file is replaced as a whole, so one that exists can be read; a fit that finds one of its own
-    goes on from there, with the same numbers as if it had not stopped.
+    goes on from there, with the same numbers as if it had not stopped (to rounding, where another
+    number of processes goes on). What is its own is told by all that decides its numbers, but for
+    what a function or a `forward` of yours computes.
 
     Args:
-        folder: made if needed.
+        folder: made if needed; ~ is the home folder.
         every: outer steps between two writings.
         identity: what a fit must have in common with the one that wrote; filled in by `bm.fit`.
         writes: whether this process writes: of several, the first.
+        notes: of the fit, which are told where it goes on from.
+
+    Raises:
+        InputError: not a path, or not a number of steps.
     """
 
-    folder: str | Path
+    folder: str | os.PathLike[str]
     every: int = 100
     identity: Mapping[str, Any] = field(default_factory=dict)
     writes: bool = True
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | os.PathLike):
+            raise InputError(
+                f"checkpoint: {self.folder!r} is no folder: give a path, such as "
+                'bm.Checkpoint("runs/first", every=100)'
+            )
+        object.__setattr__(self, "folder", Path(os.path.expanduser(self.folder)))
         if type(self.every) is not int or self.every < 1:
             raise InputError(f"every={self.every!r}: give a whole number of steps, at least 1")
 
@@ -51,52 +88,89 @@ class Checkpoint:
         """The file."""
         return Path(self.folder) / FILE
 
-    def of(self, identity: Mapping[str, Any], *, writes: bool) -> Checkpoint:
+    def of(self, identity: Mapping[str, Any], *, writes: bool, notes: list[str]) -> Checkpoint:
         """This checkpoint, for one fit."""
-        return replace(self, identity=identity, writes=writes)
+        return replace(self, identity=_plain(identity), writes=writes, notes=notes)
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to write after step number `step` (from 1) of `steps`; alike on all ranks."""
         return step % self.every == 0 or step == steps
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write where the fit stands after `step` steps, all or nothing."""
+        """Write where the fit stands after `step` steps, all or nothing.
+
+        Raises:
+            InputError: it cannot be written; the sentence says what is left.
+        """
         if not self.writes:
             return
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         record = {"schema": SCHEMA, "step": step, "identity": self.identity, "sum": _sum(kept)}
-        with whole_file(self.path) as path:
-            save_file(kept, path, metadata={"record": json.dumps(record)})
+        try:
+            with whole_file(self.path) as path:
+                save_file(kept, path, metadata={"record": json.dumps(record)})
+        except (SafetensorError, OSError) as error:
+            full = any(sign in str(error) for sign in FULL)
+            raise InputError(
+                f"{self.path} could not be written after {step} steps "
+                f"({'no space is left for it' if full else error}), so the fit stops: make room "
+                f"there, or choose another folder; {self.left()}"
+            ) from error
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Steps taken and tensors, or None where nothing has been written yet.
 
         Raises:
-            InputError: the file is damaged, or of another fit; the sentence says what differs.
+            InputError: the file is damaged, or of another fit (the sentence says what differs), or
+                no file could be written there.
         """
+        if self.writes:
+            refuse_unwritable(self.path)
         if not self.path.is_file():
             return None
         record, tensors = self._read()
-        if record.get("schema") != SCHEMA:
-            raise InputError(f"{self.path} is of another version of bayesmeta: remove it")
-        differs = [k for k, v in self.identity.items() if record["identity"].get(k) != _plain(v)]
-        if differs:
-            raise InputError(
-                f"{self.path} is of a fit with another {' and '.join(differs)}: choose another "
-                "folder, or remove the file to start from the beginning"
-            )
-        if record.get("sum") != _sum(tensors):
-            raise self._damaged("its numbers are not those that were written")
-        return int(record["step"]), tensors
+        self._refuse_other(record["identity"])
+        self.notes.append(f"The fit went on from a checkpoint, after {record['step']} steps.")
+        return record["step"], tensors
+
+    def _refuse_other(self, there: Mapping[str, Any]) -> None:
+        """Say no to the file of another fit."""
+        # A file of an earlier version says less of its fit; what it says has to agree.
+        here = {name: value for name, value in self.identity.items() if name in there}
+        differs = list(_differences({name: there[name] for name in here}, here))
+        if not differs:
+            return
+        adapts = bool(here.get("method") and here["method"].get("inner"))
+        named = [(_called(name, adapts), *values) for name, *values in differs]
+        cosine = any(name in ("steps", "outer_steps") for name, *_ in named)
+        why = (
+            "the step size falls to 0 along a cosine over all steps, so a fit that has begun "
+            "cannot be made longer; give as many steps as there"
+            if cosine
+            else "make the same call again"
+        )
+        raise InputError(
+            f"{self.path} is of a fit {_in_words(named)}: {why}, choose another folder, or remove "
+            "the file to start from the beginning"
+        )
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
             with safe_open(self.path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})["record"])
                 names = file.keys()  # the file itself cannot be gone through
-                return record, {name: file.get_tensor(name) for name in names}
+                tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise self._damaged(str(error)) from error
+        if not isinstance(record, dict):
+            raise self._damaged("its record is not that of a fit")
+        if record.get("schema") != SCHEMA:
+            raise InputError(f"{self.path} is of another version of bayesmeta: remove it")
+        if type(record.get("step")) is not int or not isinstance(record.get("identity"), dict):
+            raise self._damaged("its record is not that of a fit")
+        if record.get("sum") != _sum(tensors):
+            raise self._damaged("its numbers are not those that were written")
+        return record, tensors
 
     def _damaged(self, why: str) -> InputError:
         return InputError(
@@ -107,11 +181,116 @@ class Checkpoint:
         """What is left of a fit that stopped, in a sentence."""
         if not self.path.is_file():
             return f"no checkpoint was written yet: the first one comes after {self.every} steps"
-        record, _ = self._read()
+        try:
+            record, _ = self._read()
+        except InputError as error:
+            return f"of its last checkpoint nothing is left: {error}"
         return (
             f"its last checkpoint, after {record['step']} steps, is whole: {self.path}; the same "
             "call goes on from there, by any number of processes"
         )
+
+
+def as_checkpoint(given: Any) -> Checkpoint | None:
+    """A checkpoint, from one or from the path of its folder; None for None.
+
+    Raises:
+        InputError: it is neither.
+    """
+    return given if given is None or isinstance(given, Checkpoint) else Checkpoint(given)
+
+
+def of_model(given: Model, fitted: Model) -> dict[str, Any]:
+    """What a model has in common with that of a fit that goes on: how it is made, and its numbers.
+
+    Args:
+        given: as it was given to the fit: what follows from the data is rounded by each device.
+        fitted: the copy that is fitted.
+    """
+    adapted = {f"module.{name}" for name in fitted.adapted}
+    start = {n: p for n, p in given.named_parameters() if n in adapted or p.requires_grad}
+    frozen = {n: p for n, p in given.named_parameters() if n not in start}
+    layers = dict(given.module.named_modules())
+    loose = {
+        f"{name}.{key}": value
+        for name, layer in layers.items()
+        for key, value in vars(layer).items()
+        if isinstance(value, Tensor)
+    }
+    # In parts of how many tasks it is gone through changes no more than rounding.
+    spec = {name: value for name, value in (given.spec or {}).items() if name != "chunk_size"}
+    return spec | {
+        "class": type(given).__name__,
+        "function": _described(getattr(given, "fn", None)),
+        "batch_norm": given.batch_norm,
+        "precision": given.precision,
+        "dtype": str(fitted.start.dtype),
+        "likelihood": None if given.likelihood is None else given.likelihood.to_json(),
+        "adapted": {n: list(s) for n, s in zip(fitted.adapted, fitted.shapes, strict=True)},
+        "shared": {name: list(tensor.shape) for name, tensor in fitted.shared.items()},
+        "layers": {name or "whole": _attributes(layer) for name, layer in layers.items()},
+        "start": digest(start),
+        "frozen": digest(frozen),
+        "buffers": digest(dict(given.named_buffers()) | loose),
+    }
+
+
+def _attributes(layer: nn.Module) -> dict[str, Any]:
+    """A layer's class and options."""
+    own = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    return {"class": type(layer).__name__} | {name: _described(v) for name, v in own.items()}
+
+
+def _described(value: Any) -> Any:
+    """Numbers, words and lists of them as they are; of anything else what it is called."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Sequence):
+        return [_described(one) for one in value]
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors and their names: equal numbers, equal digest."""
+    found = hashlib.sha256()
+    for part in _content(tensors):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested dictionaries differ: the names on the way there, and both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in here | there:
+            inside = f"{name}.{key}" if name else key
+            yield from _differences(there.get(key), here.get(key), inside)
+    elif there != here and repr(there) != repr(here):  # a NaN is like another one
+        yield name, there, here
+
+
+def _called(name: str, adapts: bool) -> str:
+    """What a person calls an option: those of a method by themselves."""
+    group, _, option = name.partition(".")
+    if group != "method":
+        return name
+    return f"outer_{option}" if adapts and option in ("steps", "lr", "tolerance") else option
+
+
+def _in_words(differs: Sequence[tuple[str, Any, Any]]) -> str:
+    """What differs, for a person: options with both values, the rest in words."""
+    words, options = [], []
+    for name, there, here in differs:
+        group = name.partition(".")[0]
+        if name in WORDS:
+            words.append(WORDS[name])
+        elif max(len(repr(there)), len(repr(here))) <= LONGEST:
+            options.append(f"{name} = {there!r} there, {here!r} here")
+        else:
+            words.append(WORDS.get(group, f"with another {name}"))
+    more = len(options) - NAMED
+    named = "; ".join(options[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+    words = list(dict.fromkeys(words)) + ([f"with other options ({named})"] if options else [])
+    return " and ".join(words)
 
 
 @contextmanager
@@ -129,15 +308,22 @@ def telling_what_is_left(checkpoint: Checkpoint | None) -> Iterator[None]:
 def _sum(tensors: Mapping[str, Tensor]) -> int:
     """A check sum: a damaged file is still a file of numbers."""
     total = 0
-    for name in sorted(tensors):
-        numbers = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
-        total = zlib.crc32(numbers.data, zlib.crc32(name.encode(), total))
+    for part in _content(tensors):
+        total = zlib.crc32(part, total)
     return total
 
 
+def _content(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The names of tensors and their bytes, in the order of the names."""
+    for name in sorted(tensors):
+        numbers = tensors[name].detach().cpu().contiguous().flatten()
+        yield name.encode()
+        yield numbers.view(torch.uint8).numpy().data
+
+
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    return json.loads(json.dumps(value))
+    """A value as JSON gives it back, without addresses in memory, which every process has anew."""
+    return json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(value)))
 
 
 class Memory(Protocol):
