@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayesmeta.commands import open_run
 from bayesmeta.diagnostics import check, coverage, few_shot_scores
+from bayesmeta.options import check_numbers
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ TASKS = 200
 SEED = 0
 
 
-def check_run(run: Path) -> dict[str, Any]:
+def check_run(run: Path, tasks: int | None = None, images: Path | None = None) -> dict[str, Any]:
     """The object that `bayesmeta check --json` prints.
 
     Args:
         run: a run folder.
+        tasks: how many to score, of classes held out; 200 by default.
+        images: where the images of the run are now; where they were, by default.
 
     Returns:
         ok, whether no check asks for anything; findings, each with check, ok, sentence, the tasks
@@ -30,9 +33,15 @@ def check_run(run: Path) -> dict[str, Any]:
         intervals by level, on the rows the fit has seen, None where y has no order; few_shot, the
         scores of a fit of images on classes held out, else None; notes; run.
     """
+    check_numbers({"--tasks": tasks}, least=2)
     fitted = open_run(run)
+    if "reading" not in (fitted.stream or {}) and (tasks or images) is not None:
+        raise InputError(
+            f"--tasks and --images are of runs fitted to a folder of images, and {run} is none: "
+            "leave them out"
+        )
     findings = check(fitted)
-    scores, notes = _few_shot(fitted)
+    scores, notes = _few_shot(fitted, tasks or TASKS, images)
     return {
         "ok": all(finding.ok for finding in findings),
         "findings": [
@@ -52,14 +61,16 @@ def check_run(run: Path) -> dict[str, Any]:
     }
 
 
-def _few_shot(fitted: Fit) -> tuple[dict[str, Any] | None, list[str]]:
+def _few_shot(
+    fitted: Fit, tasks: int, images: Path | None
+) -> tuple[dict[str, Any] | None, list[str]]:
     """Scores of tasks of the classes held out, both inductive and transductive; or why not."""
     if "reading" not in (fitted.stream or {}):
         return None, []
     from bayesmeta.image_tasks import held_out
 
     try:
-        found = few_shot_scores(fitted, held_out(fitted), count=TASKS, seed=SEED)
+        found = few_shot_scores(fitted, held_out(fitted, images), count=tasks, seed=SEED)
     except InputError as error:
         return None, [f"Classes held out were not scored: {error}"]
     scores: dict[str, Any] = {"tasks": found.tasks}

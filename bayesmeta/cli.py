@@ -16,9 +16,9 @@ import typer
 from bayesmeta import __version__, commands, image_tasks, report
 from bayesmeta.atomic import refuse_existing
 from bayesmeta.commands import Choices, Columns
-from bayesmeta.console import ProgressBar, plainly, show, show_json
+from bayesmeta.console import ProgressBar, plainly, show, show_json, warn
 from bayesmeta.image_tasks import Pictures, fit_images
-from bayesmeta.options import METHODS
+from bayesmeta.options import METHODS, check_numbers, image_net, listed, widths
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def fit(
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Images: pixels a side, by default 28 for Omniglot, else 84.")
+        int | None,
+        typer.Option(
+            help="Images: pixels a side; default: 28 of Omniglot, else as they are or 84."
+        ),
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Images: turn colours to grey.")] = False,
     train_classes: Annotated[
@@ -171,7 +174,13 @@ def fit(
             "and laplace: full, or diagonal for a network; else the method's own."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the outer loop, at most.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of the outer loop, at most: by default 500, or 5000 where steps are "
+            "random, as for images and with --batch."
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Tasks per step; all of a table by default, 16 of images.")
     ] = None,
@@ -210,26 +219,33 @@ def fit(
         "--filters": filters, "--batch-norm": batch_norm, "--image-size": image_size,
         "--grey": grey, "--train-classes": train_classes, "--precision": precision,
     }  # fmt: skip
+    if not data.exists():
+        raise InputError(f"there is no file or folder {data}: check the path")
     _refuse_mixed(data, table_only if images else images_only, images=images)
     choices = Choices(
-        () if images else _widths(net), method or ("maml" if images else "joint"), covariance,
+        () if images else widths(net), method or ("maml" if images else "joint"), covariance,
         prior, hyperprior, reml, steps, batch, seed, device, tuple(option or ()), chunk_size,
         precision, image_tasks.EVERY if checkpoint_every is None and images else checkpoint_every,
     )  # fmt: skip
     run = out if out is not None else Path("runs") / (data.resolve().name if images else data.stem)
+    if run.name in ("", ".."):
+        raise InputError(f"--out '{run}' is no name for a run folder: give one such as runs/first")
     common: dict[str, Any] = {"out": run, "overwrite": overwrite}
     with ProgressBar("fitting", hidden=quiet) as progress, _stopped(choices.checkpoint(run)):
         if images:
             given = {
                 "ways": ways, "shots": shots, "queries": queries, "rotations": rotations,
-                "net": _image_net(net), "filters": filters, "batch_norm": batch_norm,
+                "net": image_net(net), "filters": filters, "batch_norm": batch_norm,
                 "size": image_size, "train": train_classes, "grey": grey,
             }  # fmt: skip
             pictures = Pictures(**{name: v for name, v in given.items() if v is not None})
-            fitted = fit_images(data, pictures, choices, progress=progress, **common)
+            fitted = fit_images(
+                data, pictures, choices, progress=progress,
+                warn=(lambda note: None) if quiet else warn, **common,
+            )  # fmt: skip
         else:
             columns = Columns(
-                formula, task, _split(x), y, offset, exposure, standard_error,
+                formula, task, listed(x), y, offset, exposure, standard_error,
                 likelihood or "gaussian",
             )  # fmt: skip
             fitted = commands.fit_table(data, columns, choices, progress=progress, **common)
@@ -268,6 +284,7 @@ def predict(
     """Predictions for every row of a CSV: mean, sd and interval, beside the row itself."""
     from bayesmeta.predicting import predict_run
 
+    check_numbers({"--seed": seed, "--draws": draws}, least=0)
     _check_csv(out, overwrite)
     rows = predict_run(run, new, support=support, level=level, draws=draws, seed=seed)
     _deliver(f"Predictions, {level:.0%} intervals", rows, out, quiet)
@@ -297,11 +314,26 @@ def plot(
 
 @app.command()
 @plainly
-def check(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """How far a run is to be trusted: convergence, Pareto k̂ per task, calibration."""
+def check(
+    run: Run,
+    tasks: Annotated[
+        int | None,
+        typer.Option(help="Images: tasks of the classes held out to score, by default 200."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images: their folder, if it has moved since the fit.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far a run is to be trusted: convergence, Pareto k̂ per task, calibration.
+
+    Of images also how well new tasks of the classes held out are told apart; those are the stream
+    bayesmeta.image_tasks.held_out(bm.load(RUN)) in Python.
+    """
     from bayesmeta.checking import check_run
 
-    checks = check_run(run)
+    checks = check_run(run, tasks, images)
     if as_json:
         show_json(checks)
     elif not quiet:
@@ -324,24 +356,6 @@ def demo(
         ):
             if not quiet:
                 show(report.example_report(example.about, fitted, run, figures))
-
-
-def _split(x: list[str] | None) -> tuple[str, ...]:
-    parts = [part.strip() for item in x or () for part in item.split(",")]
-    return tuple(part for part in parts if part)
-
-
-def _widths(net: str | None) -> tuple[int, ...]:
-    if net is None:
-        return ()
-    parts = [part.strip() for part in net.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--net wants the widths of hidden layers, such as 40,40, not {net!r}")
-    return tuple(map(int, parts))
-
-
-def _image_net(net: str | None) -> str | tuple[int, ...] | None:
-    return _widths(net) if net is not None and net[:1].isdigit() else net
 
 
 def _refuse_mixed(data: Path, options: Mapping[str, Any], *, images: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayesmeta.atomic import refuse_existing, whole_file, whole_folder
 from bayesmeta.options import METHODS as METHODS
-from bayesmeta.options import method_options, read_options
+from bayesmeta.options import check_numbers, method_options, read_options
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -126,12 +126,14 @@ class Choices:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        for flag, value in (
-            ("--chunk-size", self.chunk_size),
-            ("--checkpoint-every", self.checkpoint_every),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{flag} {value}: give a whole number, 1 or more")
+        check_numbers({"--seed": self.seed}, least=0)
+        check_numbers(
+            {
+                "--batch": self.batch,
+                "--chunk-size": self.chunk_size,
+                "--checkpoint-every": self.checkpoint_every,
+            }
+        )
 
     def build(self, family: TaskFamily, likelihood: str) -> Model:
         from bayesmeta import likelihoods, models
@@ -240,15 +242,12 @@ def usable_device(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    import torch
+    from bayesmeta.devices import usable
 
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(":")[0]
-        raise InputError(
-            f"the device {name!r} cannot be used ({reason[:80]}): try cpu, cuda or mps"
-        ) from None
+        usable(name)
+    except InputError as error:
+        raise InputError(str(error).replace("device=", "--device ")) from None
     return name
 
 
@@ -312,6 +311,13 @@ def open_run(run: Path) -> Fit:
 def table_of(fit: Fit) -> TableInfo:
     """How the table behind a fit was read."""
     table = fit.family.table
+    if table is None and (fit.stream or {}).get("kind") == "few_shot":
+        raise InputError(
+            "this run was fitted to images, and no CSV holds them; in Python, with float images "
+            "(1, image, channel, height, width) from 0 to 1: bm.load(RUN).adapt("
+            'bm.TaskFamily.from_tensors(x=images, y=labels, names=["mine"])).predict('
+            'bm.TaskFamily.from_tensors(x=new, names=["mine"]), inductive=True).probabilities'
+        )
     if table is None:
         raise InputError("this run was not fitted to a table, so no CSV can be read the same way")
     return table

@@ -48,6 +48,11 @@ def show(body: RenderableType) -> None:
     console.print(body)
 
 
+def warn(note: str) -> None:
+    """Say on stderr, before long work, what a person may want to change first."""
+    typer.echo(f"note: {note}", err=True)
+
+
 def show_json(record: dict[str, Any]) -> None:
     """Print exactly one JSON object, valid for every reader: no NaN, no infinity."""
     typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))

@@ -6,14 +6,15 @@ with train, val and test; see `bm.images`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesmeta.commands import Choices, Progress, into_run, usable_device
-from bayesmeta.options import method_options
+from bayesmeta.options import check_numbers, method_options
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Pictures:
         net: "conv4", "dense", or the hidden widths of a dense network.
         filters: of conv4; None: 64.
         batch_norm: "transductive" or "support".
-        size: height and width in pixels; None: 28 for Omniglot, 84 for others.
+        size: height and width in pixels; None: 28 for Omniglot, for others their own where all
+            have the same, else 84.
         train: how many classes are trained on, drawn by the seed; None: 1200 of Omniglot, three
             quarters of others, those in train of a folder that is split.
         grey: turn all images grey.
@@ -75,13 +77,18 @@ class Pictures:
             )
         if self.filters is not None and self.net != "conv4":
             raise InputError("--filters are those of --net conv4: leave one of the two out")
-        for flag, value in (
-            ("--filters", self.filters),
-            ("--image-size", self.size),
-            ("--train-classes", self.train),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{flag} {value}: give a whole number, 1 or more")
+        check_numbers(
+            {
+                "--filters": self.filters,
+                "--image-size": self.size,
+                "--train-classes": self.train,
+            }
+        )
+        if self.batch_norm == "frozen":
+            raise InputError(
+                "--batch-norm frozen: whose statistics it holds no option can say; give "
+                "transductive or support, or fit bm.models.conv4(...).frozen_on(images) in Python"
+            )
         if self.batch_norm not in ("transductive", "support"):
             raise InputError(f"--batch-norm {self.batch_norm}: give transductive or support")
 
@@ -101,8 +108,8 @@ class Pictures:
             options["widths"] = self.net
         return models.dense(self.ways, shape, **options)
 
-    def read(self, path: Path, seed: int) -> tuple[FewShot, dict[str, Any]]:
-        """The tasks trained on, and what is needed to find the classes that are held out.
+    def read(self, path: Path, seed: int) -> tuple[FewShot, dict[str, Any], list[str]]:
+        """The tasks trained on, what finds the classes held out again, and what is to be said.
 
         Args:
             path: the folder.
@@ -110,24 +117,68 @@ class Pictures:
         """
         from bayesmeta.few_shot import FewShot
 
-        reading = self._reading(path)
+        reading, notes = self._reading(path)
         images = read(reading, reading["train"])
         with in_flags():
             tasks = FewShot(images, 2, self.shots, self.queries)  # of all classes, held out too
         if reading["train"] is None:
             wanted = self._wanted(len(images.classes), reading["kind"])
-            chosen, held_out = divided(images.classes, wanted, seed)
+            chosen, others = divided(images.classes, wanted, seed)
+            held_out = images.select(others) if others else None
         else:
-            chosen, held_out = list(images.classes), []
-            if self.train is not None:
-                raise InputError(
-                    f"--train-classes: {path} says itself which classes are trained on, by its "
-                    f"{reading['train']}: leave it out"
-                )
+            chosen, held_out = list(images.classes), self._test_part(reading, images)
         with in_flags():
             chosen_images = images.select(chosen)
             tasks = tasks.like(images=chosen_images, ways=self.ways, rotations=self.rotations)
-        return tasks, {"held_out": held_out, "reading": reading}
+        kept = {
+            "held_out": [] if held_out is None else list(held_out.classes),
+            "images_held_out": None if held_out is None else held_out.fingerprint(),
+            "reading": reading,
+        }
+        return tasks, kept, notes + self._unscored(tasks, held_out, reading)
+
+    def _test_part(self, reading: Mapping[str, Any], images: Images) -> Images | None:
+        """The classes for a test, of a folder that says itself which these are."""
+        folder, train, test = (reading[key] for key in ("folder", "train", "test"))
+        if self.train is not None:
+            raise InputError(
+                f"--train-classes: {folder} says itself which classes are trained on, by its "
+                f"{train}: leave it out"
+            )
+        if test is None:
+            return None
+        held_out = read(reading, test)
+        both = set(held_out.classes) & set(images.classes)
+        if both:
+            raise InputError(
+                f"class {min(both)!r} is both in {train} and in {test} of {folder} ({len(both)} of "
+                f"{len(held_out.classes)} classes of {test} are), and a test is of new classes: "
+                "take it out of one"
+            )
+        return held_out
+
+    def _unscored(
+        self, tasks: FewShot, held_out: Images | None, reading: Mapping[str, Any]
+    ) -> list[str]:
+        """Why `bayesmeta check` will not be able to score the classes held out, in a sentence."""
+        number = 0 if held_out is None else len(held_out.classes)
+        enough = math.ceil(self.ways / (4 if self.rotations else 1))
+        if held_out is not None and number >= enough:
+            try:
+                with in_flags():
+                    tasks.over(held_out)
+            except InputError as error:
+                return [f"`bayesmeta check` cannot score the classes held out: {error}."]
+            return []
+        most = number + len(tasks.classes) - enough
+        if reading["train"] is not None:
+            advice = f"put more into {reading['test'] or 'test/'} beside {reading['train']}"
+        elif most >= enough:
+            advice = f"give --train-classes {most} or fewer"
+        else:
+            advice = f"give at least {2 * enough} classes, or lower --ways"
+        fewer = f"{number} classes are held out, fewer than the {enough} that a task needs"
+        return [f"{fewer}, so `bayesmeta check` cannot score new classes: {advice}."]
 
     def _wanted(self, classes: int, kind: str) -> int:
         if self.train is not None and self.train > classes:
@@ -135,19 +186,35 @@ class Pictures:
         usual = OMNIGLOT_TRAINS if kind == "omniglot" else round(TRAINS * classes)
         return min(classes, self.train or max(usual, min(self.ways, classes)))
 
-    def _reading(self, path: Path) -> dict[str, Any]:
+    def _reading(self, path: Path) -> tuple[dict[str, Any], list[str]]:
         """How the folder is read: of what kind it is, by what size, which part is which."""
         omniglot = is_omniglot(path)
         parts = [] if omniglot else split_parts(path)
-        usual = OMNIGLOT_SIDE if omniglot else OTHER_SIDE
-        return {
+        reading: dict[str, Any] = {
             "folder": str(path.resolve()),
             "kind": "omniglot" if omniglot else "folder",
-            "size": usual if self.size is None else self.size,
+            "size": OMNIGLOT_SIDE if omniglot and self.size is None else self.size,
             "grey": self.grey,
             "train": "train" if "train" in parts else None,
             "test": next((part for part in ("test", "val") if part in parts), None),
         }
+        if omniglot or self.size is not None or one_size(reading):
+            return reading, []
+        note = (
+            f"The images have different sizes, and are resized to {OTHER_SIDE}×{OTHER_SIDE} "
+            "pixels: --image-size chooses another size."
+        )
+        return reading | {"size": OTHER_SIDE}, [note]
+
+
+def one_size(reading: Mapping[str, Any]) -> bool:
+    """Whether all images of a folder have one size, by what their files say at the start."""
+    from bayesmeta.images.folders import sizes
+
+    train, folder = reading["train"], Path(reading["folder"])
+    parts = {train, reading["test"] or train} if train else {None}
+    with in_flags():
+        return len({size for part in parts for size in sizes(folder, part)}) == 1
 
 
 def is_omniglot(path: Path) -> bool:
@@ -196,7 +263,7 @@ def in_flags() -> Iterator[None]:
         told = str(error)
         for name, flag in FLAGS.items():
             told = told.replace(name, flag)
-        raise InputError(told) from error
+        raise InputError(" ".join(told.split())) from error
 
 
 def divided(classes: tuple[str, ...], train: int, seed: int) -> tuple[list[str], list[str]]:
@@ -213,8 +280,15 @@ def divided(classes: tuple[str, ...], train: int, seed: int) -> tuple[list[str],
     return sorted(names[:train]), sorted(names[train:])
 
 
-def held_out(fit: Fit) -> FewShot:
+def held_out(fit: Fit, folder: str | Path | None = None) -> FewShot:
     """The tasks of the classes that a run from the command line was not trained on.
+
+        fit = bm.load("runs/shapes")
+        bm.diagnostics.few_shot_scores(fit, bayesmeta.image_tasks.held_out(fit), count=600)
+
+    Args:
+        fit: the run, as `bm.load` gives it.
+        folder: where its images are now; where they were, by default.
 
     Raises:
         InputError: no classes are held out, or the images are no longer there or no longer those.
@@ -225,21 +299,37 @@ def held_out(fit: Fit) -> FewShot:
     reading = stream.get("reading")
     if reading is None:
         raise InputError("this run was not fitted to a folder of images, so none of it is held out")
-    if not (stream["held_out"] or reading["test"]):
-        raise InputError("all classes were trained on: fit with fewer --train-classes")
+    if not stream["held_out"]:
+        raise InputError(
+            "all classes were trained on: fit with fewer --train-classes, or with a test/ beside "
+            "train/"
+        )
+    reading = reading if folder is None else reading | {"folder": str(folder)}
+    where = reading["folder"]
+    if not Path(where).is_dir():
+        raise InputError(
+            f"there is no {where} any more: say where its images are now, by --images or folder="
+        )
     images = read(reading, reading["test"])
     if reading["test"] is None:
-        trained = images.select(stream["classes"])
-        if trained.fingerprint() != stream["images"]:
-            raise InputError(
-                f"the images in {reading['folder']} are not those that the run was fitted to: "
-                "put them back, or fit again"
-            )
-        images = images.select(stream["held_out"])
+        same_images(images, stream["classes"], stream["images"], f"{where} trained on")
+    names, known = stream["held_out"], stream.get("images_held_out")
+    images = same_images(images, names, known, f"{where} held out")
     options = {name: stream[name] for name in ("ways", "shots", "queries", "rotations")}
-    tasks = FewShot(images, **options)
-    tasks.refuse_overlap(set(stream["classes"]))
-    return tasks
+    with in_flags():
+        return FewShot(images, **options)
+
+
+def same_images(images: Images, classes: list[str], fingerprint: str | None, where: str) -> Images:
+    """The images of some classes, refused where their fingerprint is no longer that of the fit."""
+    if set(classes) <= set(images.classes):
+        chosen = images.select(classes)
+        if chosen.fingerprint() == fingerprint:
+            return chosen
+    raise InputError(
+        f"the images in {where} are not those of the fit, so a score would be of others: put them "
+        "back, or fit again"
+    )
 
 
 def fit_images(
@@ -250,16 +340,28 @@ def fit_images(
     out: Path,
     overwrite: bool,
     progress: Progress,
+    warn: Callable[[str], None],
 ) -> Fit:
-    """Read, fit and save; the run folder appears complete or not at all."""
+    """Read, fit and save; the run folder appears complete or not at all.
+
+    Args:
+        warn: told before the fit what a person may want to change first.
+    """
     if choices.method == "joint":
         raise InputError(
             "joint stores a posterior of every task, and of images every step draws new tasks: use "
             "a method that adapts to them, such as maml, imaml or variational_imaml"
         )
     device = usable_device(choices.device)
+    if choices.precision == "tf32" and not (device or "cpu").startswith("cuda"):
+        raise InputError(
+            "--precision tf32 is of CUDA devices, and on the CPU it changes nothing: leave it out, "
+            "or give --device cuda"
+        )
     method = _method(choices, known := method_options(choices.method))
-    tasks, kept = pictures.read(path, choices.seed)
+    tasks, kept, notes = pictures.read(path, choices.seed)
+    for note in notes:
+        warn(note)
 
     def fitted(checkpoint: Checkpoint | None) -> Fit:
         from bayesmeta.fit import fit
@@ -276,7 +378,8 @@ def fit_images(
             callbacks=(progress,),
             checkpoint=checkpoint,
         )
-        return replace(found, stream=(found.stream or {}) | kept)
+        stream = (found.stream or {}) | kept
+        return replace(found, stream=stream, notes=[*notes, *found.notes])
 
     return into_run(fitted, choices.checkpoint(out), out=out, overwrite=overwrite)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from bayesmeta.results import InputError
+from bayesmeta.results import LARGEST_WHOLE, InputError
 
 METHODS = {
     "joint": "prior and posteriors descend together; what lme4's lmer does, where that applies",
@@ -21,6 +21,27 @@ METHODS = {
     "stochastic": "maml for a random algorithm: minibatches, Langevin noise, a mixture of several",
     "two_path": "the same for the mean of its runs, by separate runs forward and backward",
 }
+
+
+def check_numbers(flags: Mapping[str, int | None], *, least: int = 1) -> None:
+    """Refuse numbers that are too small, or that torch cannot hold.
+
+    Args:
+        flags: value by the option's name; None is one that was not given.
+        least: the smallest that will do.
+
+    Raises:
+        InputError: naming the option.
+
+    Example:
+        >>> check_numbers({"--ways": 0})
+        Traceback (most recent call last):
+        bayesmeta.results.InputError: --ways 0: give a whole number, 1 or more
+    """
+    for flag, value in flags.items():
+        if value is not None and not least <= value <= LARGEST_WHOLE:
+            bounds = f"{least} or more" if value < least else f"at most {LARGEST_WHOLE}"
+            raise InputError(f"{flag} {value}: give a whole number, {bounds}")
 
 
 def method_options(name: str) -> dict[str, Any]:
@@ -57,7 +78,8 @@ def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> di
         known: type of every option the method has.
 
     Raises:
-        InputError: no "=", a name that is not known or comes twice, or a value of another type.
+        InputError: no "=", a name that is not known or comes twice, a value of another type, or
+            no steps.
 
     Example:
         >>> read_options(["lam=0.5", "steps=32"], "imaml", {"lam": float | None, "steps": int})
@@ -77,6 +99,11 @@ def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> di
             kinds = get_args(known[name]) or (known[name],)
             wanted = [WORDS[kind] for kind in kinds if kind in WORDS]  # no objects in a text
             raise InputError(f"--option {name}= wants {' or '.join(wanted)}, not {value!r}")
+        if name == "steps" and values[name] is not None and values[name] < 1:
+            raise InputError(
+                f"--option steps={value}: without a step nothing is adapted, and every task stays "
+                "where it starts; give 1 or more"
+            )
     return values
 
 
@@ -106,3 +133,33 @@ def _fits(value: Any, hint: Any) -> bool:
     kinds = get_args(hint) or (hint,)  # types, or the values of a Literal
     number = type(value) is int and float in kinds
     return number or type(value) in kinds or (isinstance(value, str) and value in kinds)
+
+
+def listed(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Names that were given one by one, or with commas between them.
+
+    Example:
+        >>> listed(["a, b", "c"])
+        ('a', 'b', 'c')
+    """
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    return tuple(part for part in parts if part)
+
+
+def widths(net: str | None) -> tuple[int, ...]:
+    """Hidden widths from "40,40"; none where nothing was given.
+
+    Raises:
+        InputError: it is another text.
+    """
+    if net is None:
+        return ()
+    parts = [part.strip() for part in net.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--net wants the widths of hidden layers, such as 40,40, not {net!r}")
+    return tuple(map(int, parts))
+
+
+def image_net(net: str | None) -> str | tuple[int, ...] | None:
+    """A network for images: by name, or its widths."""
+    return widths(net) if net is not None and net[:1].isdigit() else net

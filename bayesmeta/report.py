@@ -72,15 +72,20 @@ def fit_report(fit: Fit, run: Path) -> Group:
     head = f"{known.formula or known.response} · {data}" if known else data
     if record["stream"] is not None:
         head = _stream(record["stream"], record["tasks"])
-    body: list[RenderableType] = [Text(head, style="bold"), Text(), _prior_table(fit, record)]
+    prior: list[RenderableType] = [_prior_table(fit, record)]
     if record["shared"]:
-        body.append(_shared_table(record["shared"], fit.standard_errors))
+        prior.append(_shared_table(record["shared"], fit.standard_errors))
     if record["noise"] is not None:
-        body.append(Text(f"Noise sd      {number(record['noise'])}"))
-    body += [
+        prior.append(Text(f"Noise sd      {number(record['noise'])}"))
+    scores = [
         Text(_evidence(fit, record["log_evidence"])),
+        *_query_image(fit, record["log_evidence"]),
         Text(f"Flagged       {len(record['flagged'])} of {record['tasks']} tasks"),
     ]
+    # The weights of a network by their quartiles are the last thing to be looked at.
+    many = record["weights"]["number"] > MOST_COORDINATES
+    body: list[RenderableType] = [Text(head, style="bold"), Text()]
+    body += [*scores, *prior] if many else [*prior, *scores]
     body += sentences("Tasks that need a look", _shortened(_by_sentence(record["flagged"])))
     body += sentences("Notes", fit.notes)
     body.append(Text(f"{number(record['seconds'])} s, saved in {run}"))
@@ -93,9 +98,12 @@ def _stream(stream: Mapping[str, Any], tasks: int) -> str:
         return f"a stream of tasks; posteriors of {tasks}"
     turned = ", with rotations" if stream["rotations"] else ""
     kept = f", {stream['held_out']} held out" if stream.get("held_out") else ""
+    channels, height, width = stream["shape"]
+    colours = {1: "grey", 3: "in colour"}.get(channels, f"of {channels} channels")
     return (
         f"{stream['ways']}-way {stream['shots']}-shot, {stream['queries']} queries a class · "
-        f"{stream['source']}: {stream['classes']} classes{turned}{kept}"
+        f"{stream['source']}: {stream['classes']} classes{turned}{kept} · "
+        f"{width}×{height} pixels, {colours}"
     )
 
 
@@ -146,6 +154,18 @@ def _evidence(fit: Fit, nats: float | None) -> str:
         value = f"{nats:{form}} nats".replace("-", "−")
     solver = "" if fit.solver == "exact" else f", {fit.solver} solver"
     return f"{label:<14}{value} ({how}{solver})"
+
+
+def _query_image(fit: Fit, nats: float | None) -> list[Text]:
+    """The score of one query image, in tasks of the classes that were trained on."""
+    stream = fit.stream or {}
+    if nats is None or fit.evidence_kind != "validation" or stream.get("kind") != "few_shot":
+        return []
+    each = nats / (len(fit.family) * stream["ways"] * stream["queries"])
+    found, chance = (
+        f"{value:.4f}".replace("-", "−") for value in (each, -math.log(stream["ways"]))
+    )
+    return [Text(f"A query image {found} nats, of classes trained on (by chance {chance})")]
 
 
 def _shared_table(shared: Mapping[str, Any], errors: Mapping[str, Any]) -> Table:
