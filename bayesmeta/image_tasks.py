@@ -37,6 +37,7 @@ FLAGS = {
     "ways=": "--ways ",
     "shots=": "--shots ",
     "queries=": "--queries ",
+    "resize them to squares first": "give an --image-size",
     "size=": "--image-size ",
 }
 FILTERS = 64
@@ -78,11 +79,7 @@ class Pictures:
         if self.filters is not None and self.net != "conv4":
             raise InputError("--filters are those of --net conv4: leave one of the two out")
         check_numbers(
-            {
-                "--filters": self.filters,
-                "--image-size": self.size,
-                "--train-classes": self.train,
-            }
+            {"--filters": self.filters, "--image-size": self.size, "--train-classes": self.train}
         )
         if self.batch_norm == "frozen":
             raise InputError(
@@ -95,6 +92,7 @@ class Pictures:
     def model(self, shape: tuple[int, int, int], choices: Choices) -> Model:
         """The network, for images of (channel, height, width)."""
         from bayesmeta import models
+        from bayesmeta.devices import room_for
 
         options: dict[str, Any] = {
             "batch_norm": self.batch_norm,
@@ -102,11 +100,12 @@ class Pictures:
             "precision": choices.precision,
             "seed": choices.seed,
         }
-        if self.net == "conv4":
-            return models.conv4(self.ways, shape, filters=self.filters or FILTERS, **options)
         if isinstance(self.net, tuple):
             options["widths"] = self.net
-        return models.dense(self.ways, shape, **options)
+        with room_for("so large a network", "lower --filters, or the widths of --net"):
+            if self.net == "conv4":
+                return models.conv4(self.ways, shape, filters=self.filters or FILTERS, **options)
+            return models.dense(self.ways, shape, **options)
 
     def read(self, path: Path, seed: int) -> tuple[FewShot, dict[str, Any], list[str]]:
         """The tasks trained on, what finds the classes held out again, and what is to be said.
@@ -198,23 +197,26 @@ class Pictures:
             "train": "train" if "train" in parts else None,
             "test": next((part for part in ("test", "val") if part in parts), None),
         }
-        if omniglot or self.size is not None or one_size(reading):
+        if omniglot or self.size is not None:
             return reading, []
-        note = (
-            f"The images have different sizes, and are resized to {OTHER_SIDE}×{OTHER_SIDE} "
-            "pixels: --image-size chooses another size."
-        )
-        return reading | {"size": OTHER_SIDE}, [note]
+        own, usual = own_sizes(reading), f"{OTHER_SIDE}×{OTHER_SIDE} pixels"
+        if len(own) > 1:
+            note = f"The images have different sizes, and are resized to {usual}: --image-size"
+            return reading | {"size": OTHER_SIDE}, [f"{note} chooses another size."]
+        width, height = own.pop()
+        note = f"The images keep their size of {width}×{height} pixels: {usual}, --image-size"
+        large = max(width, height) > OTHER_SIDE
+        return reading, [f"{note} {OTHER_SIDE}, are usual and take less time."] * large
 
 
-def one_size(reading: Mapping[str, Any]) -> bool:
-    """Whether all images of a folder have one size, by what their files say at the start."""
+def own_sizes(reading: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """(width, height) of the images of a folder, by what their files say at the start."""
     from bayesmeta.images.folders import sizes
 
     train, folder = reading["train"], Path(reading["folder"])
     parts = {train, reading["test"] or train} if train else {None}
     with in_flags():
-        return len({size for part in parts for size in sizes(folder, part)}) == 1
+        return {size for part in parts for size in sizes(folder, part)}
 
 
 def is_omniglot(path: Path) -> bool:

@@ -61,6 +61,22 @@ def test_images_of_different_sizes_are_resized_and_that_is_said(tmp_path):
     assert "6×6 pixels" in told and not warned
 
 
+def test_large_images_keep_their_size_and_that_is_said(tmp_path):
+    folder = write(tmp_path / "photos", bank(12, 3, side=85))
+    _, warned = fit(folder, *QUICK, "--out", tmp_path / "run")
+    assert "keep their size of 85×85 pixels" in warned and "--image-size 84" in warned
+
+
+def test_images_that_are_not_square_are_rotated_when_they_are_resized(tmp_path):
+    folder = write(tmp_path / "shapes", bank(12, 4))
+    for path in folder.glob("*/*.png"):
+        Image.open(path).crop((0, 0, 8, 6)).save(path)
+    told = refused("fit", folder, *QUICK, "--rotations", "--out", tmp_path / "run")
+    assert "6×8 pixels" in told and "give an --image-size" in told
+    options = ("--rotations", "--image-size", 8, "--out", tmp_path / "run")
+    assert "8×8 pixels" in fit(folder, *QUICK, *options)[0]
+
+
 def test_a_test_part_of_another_size_is_resized_too(tmp_path):
     root = tmp_path / "mini"
     write(root / "train", bank(4, 4, kind="train"))

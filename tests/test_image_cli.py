@@ -75,7 +75,7 @@ def test_a_folder_of_images_becomes_a_run(folder, tmp_path):
         assert checks["few_shot"][kind]["accuracy_interval"] == [low, high]
         assert f"{kind}" in (told := succeed("check", out)) and f"{mean:.1%} ±" in told
     refused = run("adapt", out, folder)
-    assert refused.exit_code == 2 and "not fitted to a table" in refused.stderr
+    assert refused.exit_code == 2 and "no CSV holds them; in Python" in refused.stderr
 
 
 def test_the_classes_held_out_are_found_again(folder, tmp_path):
@@ -104,7 +104,7 @@ def test_images_that_have_changed_are_noticed(tmp_path):
     assert len(held_out(fit).classes) == 4
     changed = folder / fit.stream["classes"][0]
     Image.new("L", (8, 8)).save(next(changed.iterdir()))
-    with pytest.raises(bm.InputError, match="are not those that the run was fitted to"):
+    with pytest.raises(bm.InputError, match="drawings trained on are not those of the fit"):
         held_out(fit)
     checks = json.loads(succeed("check", out, "--json"))
     assert checks["few_shot"] is None and "were not scored" in checks["notes"][-1]
@@ -230,7 +230,12 @@ def test_the_same_command_goes_on_from_a_checkpoint(folder, tmp_path, monkeypatc
     assert str(beside) in stopped.stderr and not out.exists()
     # Another command does not go on from there.
     other = run(*command, "--out", out, "--seed", 3)
-    assert other.exit_code == 2 and "another data and seed" in other.stderr
+    assert other.exit_code == 2 and "of a fit to other data" in other.stderr
+    assert "seed = 0 there, 3 here" in other.stderr
+    more = run(*command, "--out", out, "--steps", 80)  # the last --steps counts
+    assert more.exit_code == 2 and "outer_steps = 40 there, 80 here" in more.stderr
+    other = run(*command, "--out", out, "--batch-norm", "support")
+    assert "batch_norm = 'transductive' there, 'support' here" in " ".join(other.stderr.split())
     steps = []
     monkeypatch.setattr(
         "bayesmeta.cli.ProgressBar.__call__", lambda bar, step, *rest: steps.append(step)
@@ -296,7 +301,18 @@ def refusals(folder: Path) -> dict[str, tuple[tuple, list[str]]]:
         "widths": (("--net", "16,x"), ["--net", "16,x"]),
         "filters": (("--filters", "8"), ["--filters are those of --net conv4"]),
         "no filters": (("--net", "conv4", "--filters", "0"), ["--filters 0", "1 or more"]),
-        "batch norm": (("--batch-norm", "frozen"), ["--batch-norm frozen", "transductive or sup"]),
+        "batch norm": (("--batch-norm", "no"), ["--batch-norm no", "transductive or sup"]),
+        "frozen": (("--batch-norm", "frozen"), ["whose statistics", "frozen_on(images) in Python"]),
+        "tf32": (("--precision", "tf32"), ["--precision tf32 is of CUDA", "changes nothing"]),
+        "no steps": (("--option", "steps=0"), ["--option steps=0", "nothing is adapted"]),
+        "a huge chunk": (("--chunk-size", str(10**20)), [f"--chunk-size {10**20}", "at most"]),
+        "a huge seed": (("--seed", str(10**23)), [f"--seed {10**23}", "at most"]),
+        "a seed below 0": (("--seed", "-1"), ["--seed -1", "0 or more"]),
+        "a huge batch": (("--batch", str(2**62)), ["no memory for 4611686018427387904 tasks"]),
+        "meta": (("--device", "meta"), ["--device 'meta' holds no numbers"]),
+        "huge widths": (("--net", str(10**14)), ["no memory for so large a network", "--net"]),
+        "no name": (("--out", ""), ["--out '.' is no name", "runs/first"]),
+        "huge images": (("--image-size", "1000000"), ["60 images of 1000000", "GiB", "--image-si"]),
         "too many": (("--train-classes", "13"), ["--train-classes 13", "there are 12 classes"]),
         "too few": (("--train-classes", "2"), ["2 classes are fewer than --ways 3"]),
         "none": (("--train-classes", "0"), ["--train-classes 0", "1 or more"]),
@@ -324,7 +340,8 @@ def test_cuda_where_there_is_none(folder, tmp_path):
         pytest.skip("there is one")
     result = run("fit", folder, *SMALL, "--device", "cuda", "--out", tmp_path / "run")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "'cuda' cannot be used" in result.stderr and "try cpu" in result.stderr
+    assert "--device 'cuda': this machine has no CUDA device" in result.stderr
+    assert "leave --device out" in result.stderr
 
 
 def test_options_of_images_are_not_for_tables(tmp_path):
