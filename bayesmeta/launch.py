@@ -71,10 +71,15 @@ class _Process:
         """The command line; its exit code."""
         if "fit" not in sys.argv[1:2]:  # nothing to share
             return _code() if self.rank == 0 else 0
+        with self._told_to_end():  # until it was said: torchrun's SIGTERM comes at once
+            return self._shared()
+
+    def _shared(self) -> int:
+        """This process's part in a fit; its exit code, once what stopped it was said."""
         from bayesmeta.ranks import RankLost
 
         try:
-            with self._told_to_end(), self._joined():
+            with self._joined():
                 return self._first() if self.rank == 0 else self._other()
         except RankLost as lost:
             self.ending.set()
@@ -149,7 +154,8 @@ class _Process:
         from bayesmeta.ranks import RankLost
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if not self.ending.is_set():
+            # A process that has noticed the loss by itself knows more of it.
+            if not (self.ending.is_set() or isinstance(sys.exc_info()[1], RankLost)):
                 self.ending.set()
                 raise RankLost(
                     f"rank {self.rank} of {self.size} was told to end, as torchrun does when "

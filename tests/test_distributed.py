@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,11 @@ import torch
 from safetensors.torch import load_file
 from shared_fits import CASES, STEPS, TOO_FEW, fitted, numbers
 from torch import Tensor
+from torch.distributed import TCPStore
 from typer.testing import CliRunner
 
 import bayesmeta as bm
+from bayesmeta import launch
 from bayesmeta.cli import app
 from bayesmeta.ranks import Ranks
 from bayesmeta.results import InputError
@@ -211,17 +214,34 @@ from bayesmeta import launch, ranks
 honest, calls = ranks.Ranks.summed, []
 def summed(self, tensors):
     calls.append(1)
-    if len(calls) == 30 and self.rank == 1:
+    if len(calls) == 30 and self.rank == {rank}:
         {act}
     return honest(self, tensors)
 ranks.Ranks.summed = summed
-launch.GRACE = 0.5
+launch.GRACE = {grace}
 launch.main()
 """
 
 
-def started(arguments: list[str], size: int = 2, act: str = "pass", **variables: str) -> list:
-    """`python -m bayesmeta arguments` in an environment as torchrun makes it."""
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def started(
+    arguments: list[str],
+    act: str = "pass",
+    rank: int = 1,
+    grace: float = 0.5,
+    **variables: str,
+) -> list:
+    """`python -m bayesmeta arguments` by two processes, in an environment as torchrun makes it.
+
+    Args:
+        arguments: of the command line.
+        act: what process number `rank` does in the middle of the fit.
+        grace: of `launch`.
+        variables: further ones of the environment.
+    """
+    size, script = 2, BREAKS.format(act=act, rank=rank, grace=grace)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -229,13 +249,13 @@ def started(arguments: list[str], size: int = 2, act: str = "pass", **variables:
     place["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # launch.main sets it too, after the import above
     return [
         subprocess.Popen(
-            [sys.executable, "-c", BREAKS.format(act=act), *arguments],
+            [sys.executable, "-c", script, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | ALONE | place | {"RANK": str(rank)} | variables,
+            env=os.environ | ALONE | place | {"RANK": str(i)} | variables,
         )
-        for rank in range(size)
+        for i in range(size)
     ]
 
 
@@ -258,51 +278,66 @@ def test_the_command_line_prints_and_writes_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     fit = bm.load(tmp_path / "two")
     assert fit.solver == "gradient" and record["log_evidence"] == fit.log_evidence
+    assert "This fit was made by 2 processes." in fit.notes
 
 
-def killed(asked: list[str]) -> str:
-    """What a fit by two processes says, of which the second is killed."""
-    (first, out, errors), (second, _, _) = ended(
-        started(asked, act="os.kill(os.getpid(), signal.SIGKILL)")
-    )
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, list[str], str]:
+    """A fit of which the second process is killed: its place, what was asked for, what it says."""
+    place = tmp_path_factory.mktemp("killed")
+    asked = [*network(place / "run"), "--checkpoint-every", "5"]
+    (first, out, errors), (second, _, _) = ended(started(asked, KILL))
     assert (first, second, out) == (3, -signal.SIGKILL, "")
+    assert [path.name for path in place.iterdir()] == ["run.checkpoint"]
+    return place, asked, errors
+
+
+def test_a_killed_process_ends_the_command_line_with_a_sentence(killed):
+    place, asked, errors = killed
     assert errors.startswith("error: another process of this fit has ended, which rank 0 of 2")
-    assert "Traceback" not in errors
-    return errors
-
-
-def test_a_killed_process_ends_the_command_line_with_a_sentence(tmp_path):
-    asked = [*network(tmp_path / "run"), "--checkpoint-every", "5"]
-    errors = killed(asked)
-    kept = tmp_path / "run.checkpoint" / "state.safetensors"
+    kept = place / "run.checkpoint" / "state.safetensors"
     assert f"after 5 steps, is whole: {kept}; the same call goes on from there" in errors
     _, _, command = errors.strip().partition("as one process, python -m bayesmeta ")
     assert shlex.split(command) == asked and errors.count("\n") == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
 
 
 @pytest.mark.slow
-def test_the_command_that_is_named_goes_on(tmp_path):
-    errors = killed([*network(tmp_path / "run"), "--checkpoint-every", "5"])
+def test_the_command_that_is_named_goes_on(killed):
+    place, _, errors = killed
     command = errors.strip().partition("as one process, python -m bayesmeta ")[2]
-    for arguments in (shlex.split(command), network(tmp_path / "whole")):
+    for arguments in (shlex.split(command), network(place / "whole")):
         assert CliRunner().invoke(app, arguments).exit_code == 0
-    theta0 = [bm.load(tmp_path / name).prior.mean for name in ("run", "whole")]
+    theta0 = [bm.load(place / name).prior.mean for name in ("run", "whole")]
     torch.testing.assert_close(*theta0, rtol=0, atol=1e-12)
+    assert "The fit went on from a checkpoint, after 5 steps." in bm.load(place / "run").notes
 
 
 @pytest.mark.slow
 def test_another_process_speaks_where_the_first_is_killed(tmp_path):
-    kill = "pass\n    if len(calls) == 30 and self.rank == 0: os.kill(os.getpid(), signal.SIGKILL)"
-    (first, _, _), (second, _, errors) = ended(started(network(tmp_path / "run"), act=kill))
+    (first, _, _), (second, _, errors) = ended(started(network(tmp_path / "run"), KILL, rank=0))
     assert (first, second) == (-signal.SIGKILL, 3)
     assert errors.count("error:") == 1 and "rank 1 of 2 noticed" in errors
+
+
+def test_it_speaks_although_torchrun_tells_it_to_end_at_once(tmp_path):
+    """As torchrun does: the store outlives the first process, and SIGTERM comes within a moment."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
+    asked = [*network(tmp_path / "run"), "--checkpoint-every", "5"]
+    running = started(asked, KILL, rank=0, grace=5.0, **agent)
+    assert running[0].wait(60) == -signal.SIGKILL
+    time.sleep(0.5)  # rank 1 has noticed, and waits whether rank 0 has something to say
+    running[1].send_signal(signal.SIGTERM)
+    _, (second, _, errors) = ended(running)
+    assert second == 3 and errors.count("error:") == 1 and "Traceback" not in errors
+    assert "rank 1 of 2" in errors and "after 5 steps, is whole" in errors
+    assert "to go on: the same torchrun command, or, as one process, python -m" in errors
 
 
 @pytest.mark.slow
 def test_a_process_that_is_told_to_end_in_the_middle_of_a_message_says_so(tmp_path):
     stall = "print('here', flush=True, file=sys.__stderr__); time.sleep(60)"
-    running = started(network(tmp_path / "run"), act=stall)
+    running = started(network(tmp_path / "run"), stall)
     assert running[1].stderr.readline() == "here\n"
     running[0].send_signal(signal.SIGTERM)
     out, errors = running[0].communicate(timeout=30)
@@ -315,7 +350,7 @@ def test_a_process_that_is_told_to_end_in_the_middle_of_a_message_says_so(tmp_pa
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_lost(tmp_path):
     late = {"BAYESMETA_TIMEOUT": "2"}
-    running = started(network(tmp_path / "run"), act="time.sleep(60)", **late)
+    running = started(network(tmp_path / "run"), "time.sleep(60)", **late)
     _, errors = running[0].communicate(timeout=40)
     assert running[0].returncode == 3
     assert "another process of this fit did not answer in time" in errors
@@ -333,9 +368,15 @@ def test_bad_input_is_said_once(tmp_path):
     both = ended(started(["fit", str(tmp_path / "none.csv"), "--task", "a", "--y", "b"]))
     assert [code for code, _, _ in both] == [2, 2]
     assert both[0][2].startswith("error: there is no file") and both[1][2] == ""
-    late = {"BAYESMETA_TIMEOUT": "soon"}
-    both = ended(started(network(tmp_path / "run"), **late))
-    assert both[0][2] == "error: BAYESMETA_TIMEOUT='soon': give a number of seconds above 0\n"
+
+
+def test_a_wrong_timeout_is_said_before_the_processes_meet(monkeypatch, capfd):
+    monkeypatch.setenv("BAYESMETA_TIMEOUT", "soon")
+    monkeypatch.setattr(sys, "argv", ["bayesmeta", "fit"])
+    assert launch._Process(0, 2).run() == 2
+    assert capfd.readouterr().err == (
+        "error: BAYESMETA_TIMEOUT='soon': give a number of seconds above 0\n"
+    )
 
 
 @pytest.mark.slow
