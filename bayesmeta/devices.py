@@ -75,7 +75,20 @@ def room_for(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(saying in str(error) for saying in SAYINGS):
+        if not out_of_memory(error):
             raise
         raise InputError(f"there is no memory for {what}: {advice}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left.
+
+    Example:
+        >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
+        True
+        >>> out_of_memory(RuntimeError("size mismatch"))
+        False
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(saying in str(error) for saying in SAYINGS)

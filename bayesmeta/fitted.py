@@ -18,7 +18,14 @@ from bayesmeta.amortised.meta_gradient import MetaGradient, meta_gradient
 from bayesmeta.empirical import Empirical
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.loop import Algorithm
-from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows, unknown_notes
+from bayesmeta.judging import (
+    certain_notes,
+    evidence_kind,
+    evidence_name,
+    flags,
+    scored_rows,
+    unknown_notes,
+)
 from bayesmeta.likelihoods import Likelihood
 from bayesmeta.method import Method
 from bayesmeta.models import Model
@@ -80,9 +87,10 @@ class Fit:
 
     def __repr__(self) -> str:
         dim, flagged = len(self.model.names), len(self.flagged)
+        label, how = evidence_name(self.evidence_kind)
         return (
-            f"Fit({len(self.family)} tasks, {dim} adapted weights; log evidence "
-            f"{self.log_evidence:.6g} nats ({self.evidence_kind}, {self.solver} solver)"
+            f"Fit({len(self.family)} tasks, {dim} adapted weights; {label.lower()} "
+            f"{self.log_evidence:.6g} nats ({how}, {self.solver} solver)"
             + (f"; {flagged} tasks flagged, see .flagged)" if flagged else ")")
         )
 
@@ -148,7 +156,9 @@ class Fit:
 
     def internal(self, family: TaskFamily) -> TaskFamily:
         """A family in the units the model was fitted in."""
-        mean = self.posterior.mean
+        mean, x = self.posterior.mean, family.tensors.get("x")
+        if x is not None and x.dtype == torch.uint8:
+            raise InputError("x is uint8: a model sees images in [0, 1], so give x.float() / 255")
         family = family.to(device=mean.device, dtype=mean.dtype)
         return family if self.standardisation is None else self.standardisation.apply(family)
 

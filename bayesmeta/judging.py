@@ -14,6 +14,13 @@ from bayesmeta.results import Flag, Result
 from bayesmeta.splits import support_rows
 from bayesmeta.tasks import TaskFamily
 
+# What is not called an evidence, or not by the name of its kind.
+EVIDENCE = {
+    "laplace": ("Log evidence", "Laplace's method"),
+    "validation": ("Query rows", "their log-likelihood, no evidence"),
+    "penalised": ("Penalised", "log-likelihood under the prior's pull, no evidence"),
+}
+
 
 def evidence_kind(solver: str, method: Method) -> str:
     """What −M is: the evidence, its approximation, a bound on it, or something else by its name.
@@ -28,6 +35,11 @@ def evidence_kind(solver: str, method: Method) -> str:
     if method.posterior.form.name == "point":
         return "penalised"
     return "exact" if solver == "exact" else "bound"
+
+
+def evidence_name(kind: str) -> tuple[str, str]:
+    """What to call −M of a kind, and what it is."""
+    return EVIDENCE.get(kind, ("Log evidence", kind))
 
 
 def unknown_notes(evidence: Tensor, method: Method) -> list[str]:

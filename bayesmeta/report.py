@@ -21,12 +21,6 @@ MOST_COORDINATES = 20
 LARGEST = 1e9  # nats written out in full
 MOST_CORRELATIONS = 6
 MOST_ROWS = 30
-# What is not called an evidence, or not by the name of its kind.
-EVIDENCE = {
-    "laplace": ("Log evidence", "Laplace's method"),
-    "validation": ("Query rows", "their log-likelihood, no evidence"),
-    "penalised": ("Penalised", "log-likelihood under the prior's pull, no evidence"),
-}
 
 
 def number(value: float | None) -> str:
@@ -145,7 +139,9 @@ def _prior_summary(weights: Mapping[str, Any]) -> Table:
 def _evidence(fit: Fit, nats: float | None) -> str:
     """−M by what it is called, how it was computed, and the solver where that does not say it."""
     kind = fit.evidence_kind
-    label, how = EVIDENCE.get(kind, ("Log evidence", kind))
+    from bayesmeta.judging import evidence_name
+
+    label, how = evidence_name(kind)
     if kind == "quadrature":
         how = f"quadrature, {getattr(fit.choices.objective, 'points', '')} points a weight"
     value = "not finite"

@@ -27,8 +27,11 @@ def check_whole(name: str, value: object, *, least: int = 0) -> None:
         Traceback (most recent call last):
         bayesmeta.results.InputError: draws=0: give a whole number, 1 or more
     """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= LARGEST_WHOLE:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not (least <= value <= LARGEST_WHOLE)
+    ):
         raise InputError(f"{name}={value!r}: give a whole number, {least} or more")
 
 

@@ -16,7 +16,8 @@ from torch import nn
 import bayesmeta as bm
 from bayesmeta import families, likelihoods, methods
 from bayesmeta.amortised import descent
-from bayesmeta.amortised.memory import out_of_memory, within_memory
+from bayesmeta.amortised.memory import within_memory
+from bayesmeta.devices import out_of_memory
 from bayesmeta.gradients.implicit import Implicit
 from bayesmeta.inner.mixture import Mixture
 

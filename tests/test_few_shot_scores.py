@@ -215,6 +215,9 @@ def test_predictions_of_new_images_are_those_that_are_scored():
     alone = bm.TaskFamily.from_tensors(names=names, x=query.tensors["x"][:, :1])
     one = mine.predict(alone, draws=3, inductive=True).probabilities
     torch.testing.assert_close(one, wanted["inductive"].exp()[:, :1])
+    with pytest.raises(InputError, match=r"x is uint8.*float\(\) / 255"):
+        fit.adapt(bm.TaskFamily.from_tensors(x=torch.zeros(1, 2, 1, 8, 8).byte(), y=[[0, 1]]))
+    assert "no evidence" in repr(mine)
     strangers = mine.predict(bm.TaskFamily.from_tensors(x=query.tensors["x"]), draws=3)
     assert "predicted from the prior" in repr(strangers)
     with pytest.raises(InputError, match="no support rows"):

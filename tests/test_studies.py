@@ -51,8 +51,8 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["growth", "--device", "abacus"], "'abacus' cannot be used"),
-        (["conjugate_time", "--device", "meta"], "on the CPU only"),
+        (["growth", "--device", "abacus"], "'abacus' is not the name of a device"),
+        (["growth", "--device", "meta"], "'meta' holds no numbers"),
         (["growth", "--out", __file__], "is not a folder"),
     ],
 )
@@ -60,6 +60,11 @@ def test_bad_options_are_one_sentence_and_exit_code_2(arguments, said):
     done = CliRunner().invoke(app, ["run", *arguments, "--quick"])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_a_study_of_processors_is_not_run_elsewhere():
+    with pytest.raises(InputError, match="on the CPU only"):
+        conjugate_time.run(quick=True, device="cuda")
 
 
 class Fake:

@@ -8,11 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bayesmeta.devices import out_of_memory
 from bayesmeta.results import InputError
 
 Found = TypeVar("Found")
-# What allocators say that have no error of their own: Linux and macOS, Windows, Apple's GPUs.
-SAYINGS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def within_memory(work: Callable[[Tensor], Found], tasks: Tensor) -> Found:
@@ -71,17 +70,3 @@ def _tried(work: Callable[[Tensor], Found], tasks: Tensor) -> tuple[bool, list[F
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return False, []
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left.
-
-    Example:
-        >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
-        True
-        >>> out_of_memory(RuntimeError("size mismatch"))
-        False
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(saying in str(error) for saying in SAYINGS)

@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn.parameter import is_lazy
 
 from bayesmeta.likelihoods import Likelihood
+from bayesmeta.models.affine import is_affine
 from bayesmeta.models.normalisation import (
     CONTEXT,
     COUNTED,
@@ -29,7 +30,6 @@ from bayesmeta.models.precision import checked, forward
 from bayesmeta.results import InputError, check_whole
 from bayesmeta.tasks import TaskBatch, TaskFamily
 
-SCALES = (1.0, 1e3, 1e6, 1e9)
 KEYWORDS = ("trials", "offset", "standard_error")
 KEEP = "keep"
 Energy = Callable[..., Tensor]
@@ -294,7 +294,7 @@ class Model(nn.Module):
         """The module's part of ψ (without the likelihood's parameters)."""
         return {k: v for k, v in self.shared.items() if k.startswith("module.")}
 
-    def _flat_prediction(self, vector: Tensor, tensors: Tensors) -> Tensor:
+    def flat_prediction(self, vector: Tensor, tensors: Tensors) -> Tensor:
         """Prediction at (θ, the module's ψ) laid out in one vector."""
         shared = self.split_shared(vector[self.dim :])
         return self.predict_task(vector[: self.dim], shared, tensors)
@@ -315,7 +315,7 @@ class Model(nn.Module):
         basis = torch.eye(self.flat_dim, dtype=self.start.dtype, device=batch.index.device)
         vectors = torch.cat([torch.zeros_like(basis[:1]), basis])[:, None]
         values = self.over_tasks(
-            lambda v, tensors, mask: self._flat_prediction(v, tensors),
+            lambda v, tensors, mask: self.flat_prediction(v, tensors),
             vectors.expand(-1, len(batch), -1),
             batch,
         )
@@ -323,40 +323,8 @@ class Model(nn.Module):
         return (values[1:] - values[0]).movedim(0, -1), values[0]
 
     def is_affine(self, family: TaskFamily, *, jointly: bool = False) -> bool:
-        """Whether the prediction is affine in θ (or in θ and ψ jointly), tried on every task.
-
-        Compares the prediction at a random combination of random points with the same
-        combination of predictions, which are equal for an affine function and for no other; near
-        and far from 0, because features in small units make a network look linear at small θ.
-        """
-        if self.likelihood is None or self.likelihood.name == "categorical":
-            return False
-        batch = family.batch()
-        generator = torch.Generator().manual_seed(0)
-        present = torch.cat(
-            [self.start, *[w.detach().flatten() for w in self.shared_weights.values()]]
-        )
-        points = torch.randn(2, self.flat_dim, generator=generator, dtype=present.dtype)
-        base = torch.zeros_like(present) if jointly else present.clone()
-        base[: self.dim] = 0
-        moves = points.to(present.device) * (1.0 if jointly else torch.arange(len(base)) < self.dim)
-        vectors = torch.stack(
-            [base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]]
-        )
-        return all(self._combines(base + s * (vectors - base), batch) for s in SCALES)
-
-    def _combines(self, vectors: Tensor, batch: TaskBatch) -> bool:
-        """Whether the prediction at the fourth vector follows from those at the first three."""
-        with torch.no_grad():
-            zero, one, two, both = self.over_tasks(
-                lambda v, tensors, mask: self._flat_prediction(v, tensors),
-                vectors[:, None].expand(-1, len(batch), -1),
-                batch,
-            )
-        expected = zero + (one - zero) - 2 * (two - zero)
-        size = max(float(v.abs().max()) for v in (zero, one, two, both)) + 1e-300
-        error = float((both - expected).abs().max())
-        return error <= 100 * torch.finfo(vectors.dtype).eps * size
+        """Whether the prediction is affine in θ (or in θ and ψ jointly); see `models.affine`."""
+        return is_affine(self, family, jointly=jointly)
 
     @classmethod
     def from_energy(cls, fn: Energy, dim: int, *, names: Sequence[str] | None = None) -> Model:
