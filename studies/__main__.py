@@ -15,6 +15,7 @@ from bayesmeta.commands import usable_device
 from bayesmeta.console import plainly, show
 from bayesmeta.results import InputError
 from studies._framework import FIGURES, ROOT, studies, study
+from studies._pages import gallery, page
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -64,17 +65,13 @@ def run(
 @app.command()
 @plainly
 def readme(figures: Figures = FIGURES) -> None:
-    """Put every study's answer, from its committed table, into README.md."""
-    lines = []
-    for name, one in studies().items():
-        if (record := one.record(figures)) is not None:
-            seconds = f"{record['seconds']:,.0f} s on {record['machine']}"
-            lines.append(f"- **{one.module.QUESTION}** {record['headline']} (`{name}`, {seconds})")
+    """Write studies/README.md, and the gallery in README.md, from the committed tables."""
+    (ROOT / "studies" / "README.md").write_text(page(figures), "utf-8")
     path = ROOT / "README.md"
-    before, _, rest = path.read_text("utf-8").partition("<!-- answers -->")
-    _, _, after = rest.partition("<!-- /answers -->")
-    answers = "\n".join(lines)
-    path.write_text(f"{before}<!-- answers -->\n{answers}\n<!-- /answers -->{after}", "utf-8")
+    before, _, rest = path.read_text("utf-8").partition("<!-- gallery -->")
+    _, _, after = rest.partition("<!-- /gallery -->")
+    text = f"{before}<!-- gallery -->\n{gallery(figures)}\n<!-- /gallery -->{after}"
+    path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from bayesmeta.atomic import whole_file
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.animation import Animation
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 FIGURES = ROOT / "figures"
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "pyro-ppl", "statsmodels")
+FRAMES_A_SECOND = 12
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -38,10 +40,12 @@ class Result:
     Args:
         table: one row per measurement; everything the headline says is computed from it.
         figures: by the stem of their file, which begins with the study's name.
+        animations: the same; written as GIF, beside figures that say as much on paper.
     """
 
     table: DataFrame
     figures: dict[str, Figure]
+    animations: dict[str, Animation] = field(default_factory=dict)
 
 
 class Module(Protocol):
@@ -94,7 +98,7 @@ class Study:
             "quick": quick,
             "device": device,
             "code": self.code,
-            "figures": self._draw(result.figures, out),
+            "figures": self._draw(result, out),
             "versions": _versions(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         }
@@ -102,16 +106,23 @@ class Study:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
         return record
 
-    def _draw(self, figures: dict[str, Figure], out: Path) -> list[str]:
-        """Write every figure as PNG and SVG, and remove those of an earlier run."""
+    def _draw(self, result: Result, out: Path) -> list[str]:
+        """Write figures as PNG and SVG, animations as GIF, and remove those of an earlier run."""
+        from matplotlib.animation import PillowWriter
+
         from bayesmeta.plots import save
 
-        foreign = [stem for stem in figures if not stem.startswith(self.name)]
+        stems = [*result.figures, *result.animations]
+        foreign = [stem for stem in stems if not stem.startswith(self.name)]
         if foreign:
             raise ValueError(f"figure {foreign[0]!r} must begin with the study's name")
-        names = [f"{stem}.{kind}" for stem in figures for kind in ("png", "svg")]
+        names = [f"{stem}.{kind}" for stem in result.figures for kind in ("png", "svg")]
         for name in names:
-            save(figures[name.rpartition(".")[0]], out / name)
+            save(result.figures[name.rpartition(".")[0]], out / name)
+        for stem, animation in result.animations.items():
+            names.append(f"{stem}.gif")
+            with whole_file(out / names[-1]) as path:
+                animation.save(path, writer=PillowWriter(FRAMES_A_SECOND))
         for old in set((self.record(out) or {}).get("figures", [])) - set(names):
             (out / Path(old).name).unlink(missing_ok=True)
         return names

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from studies._framework import FIGURES
+from studies._pages import gallery, page
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDS = sorted((ROOT / "figures").glob("*.json"))
+HOW = "a table has changed: run `python -m studies readme`"
 
 
 def test_the_python_blocks_run_and_print_the_numbers_beside_them(
@@ -33,13 +35,14 @@ def test_the_python_blocks_run_and_print_the_numbers_beside_them(
     assert space["again"].log_evidence == fit.log_evidence
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
-def test_every_headline_in_the_readme_is_the_studys_own(record: Path) -> None:
-    headline = json.loads(record.read_text(encoding="utf-8"))["headline"]
-    assert headline in README, f"README.md has an older sentence for {record.stem}: {headline}"
+def test_the_page_of_the_studies_is_what_their_tables_say() -> None:
+    """Every headline, every figure; and the gallery's lines."""
+    assert (ROOT / "studies" / "README.md").read_text("utf-8") == page(FIGURES), HOW
+    assert gallery(FIGURES) in README, HOW
 
 
 def test_every_figure_and_file_the_readme_names_exists() -> None:
-    names = re.findall(r"\]\(([^)#]+)\)|`([\w/]+\.(?:md|csv))`", README)
-    for name in (a or b for a, b in names):
-        assert (ROOT / name).exists(), name
+    for folder, text in ((ROOT, README), (ROOT / "studies", page(FIGURES))):
+        names = re.findall(r"\]\(([^)#]+)\)|`([\w/]+\.(?:md|csv))`", text)
+        for name in (a or b for a, b in names):
+            assert (folder / name).exists() or (ROOT / name).exists(), name

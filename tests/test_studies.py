@@ -8,7 +8,9 @@ import pandas as pd
 import pyro
 import pytest
 import torch
+from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
+from PIL import Image
 from typer.testing import CliRunner
 
 import bayesmeta as bm
@@ -101,6 +103,21 @@ def test_a_result_is_stale_when_the_code_has_changed_since(fake):
     assert one.state(out) == "current"
     (out / "fake.svg").unlink()
     assert one.state(out) == "incomplete"
+
+
+def test_an_animation_is_a_file_of_many_frames(fake):
+    one, module, out = fake
+    figure = Figure(figsize=(1, 1))
+    line = figure.subplots().plot([0, 1])[0]
+    moving = FuncAnimation(figure, lambda i: line.set_ydata([0, i]) or [line], frames=3)
+    module.run = lambda quick, device: Result(
+        pd.DataFrame({"answer": [2.0]}), {"fake": Figure()}, {"fake_moving": moving}
+    )
+    record = one.run(quick=False, device="cpu", out=out)
+    assert "fake_moving.gif" in record["figures"]
+    with Image.open(out / "fake_moving.gif") as found:
+        assert getattr(found, "n_frames", 1) == 3
+    assert one.state(out) == "current"
 
 
 def test_the_code_of_a_folder_is_all_of_it(tmp_path):

@@ -1,0 +1,76 @@
+"""What people read of the studies: `studies/README.md`, and the gallery in the project's README.
+
+Every sentence is computed from a committed table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from studies._framework import Study, studies
+
+Finding = Callable[[pd.DataFrame], str]
+HEAD = """# Studies
+
+Each asks one question, and answers it from the table it writes: `python -m studies run NAME`
+repeats it, `--quick` in seconds to see that it runs, `--device cuda` on a GPU. The sentences here
+are computed from the tables in `figures/`; `python -m studies readme` writes this page.
+"""
+
+
+def _sinusoid_prior(table: pd.DataFrame) -> str:
+    few = table[table["points"] == 3].set_index("method")["nll"]
+    return (
+        f"With three points of a new sinusoid a prior fitted to an MLP's weights predicts at "
+        f"{round(few['fitted prior'], 2) + 0:.2f} nats a point; one network for all tasks at "
+        f"{few['full pooling']:.2f}, a network by itself at {few['no pooling']:.0f}."
+    )
+
+
+def _few_shot_sinusoid(table: pd.DataFrame) -> str:
+    own = table[(table["points"] == 10) & table["own"]].sort_values("mse")
+    best, maml = own.iloc[0], own[own["method"] == "maml"].iloc[0]
+    return (
+        f"After equal training time {best['method']} has the smallest error on new sinusoids with "
+        f"ten points, {best['mse']:.3f}; MAML's is {maml['mse']:.3f}."
+    )
+
+
+GALLERY: tuple[tuple[str, str, Finding], ...] = (
+    ("sinusoid_prior", "sinusoid_prior_scores", _sinusoid_prior),
+    ("few_shot_sinusoid", "few_shot_sinusoid", _few_shot_sinusoid),
+)
+"""Study, figure, and what to see there in one line."""
+
+
+def page(figures: Path) -> str:
+    """All studies that have a result: question, answer, figures, and how long it took."""
+    parts = [HEAD]
+    for name, study in studies().items():
+        if study.record(figures) is not None:
+            parts.append(_section(name, study, figures))
+    return "\n".join(parts)
+
+
+def _section(name: str, study: Study, figures: Path) -> str:
+    record = study.record(figures)
+    assert record is not None
+    drawn = [file for file in record["figures"] if file.endswith((".png", ".gif"))]
+    pictures = "\n\n".join(f"![{Path(file).stem}](../figures/{file})" for file in drawn)
+    took = f"{record['seconds']:,.0f} s on {record['machine']}, {record['device']}"
+    return (
+        f"## {name}\n\n**{study.module.QUESTION}** {record['headline']}\n\n{pictures}\n\n"
+        f"*`python -m studies run {name}`: {took}. [Table](../figures/{name}.csv).*\n"
+    )
+
+
+def gallery(figures: Path) -> str:
+    """The figures a reader should see first, each with one line."""
+    shown = []
+    for name, stem, finding in GALLERY:
+        said = finding(pd.read_csv(figures / f"{name}.csv"))
+        shown.append(f"![{stem}](figures/{stem}.png)\n\n*{said}* (`{name}`)")
+    return "\n\n".join(shown)
