@@ -26,6 +26,7 @@ from bayesmeta.choosing import (
 )
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.identity import digest, of_model
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
 from bayesmeta.judging import certain_notes, evidence_kind, flags, scored_rows
@@ -38,7 +39,7 @@ from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.ranks import Ranks
 from bayesmeta.results import InputError, Result
-from bayesmeta.resuming import Checkpoint, as_checkpoint, digest, of_model
+from bayesmeta.resuming import Checkpoint, as_checkpoint
 from bayesmeta.standardise import Standardisation
 from bayesmeta.streams import STEP_TASKS, TaskStream
 from bayesmeta.tasks import TaskFamily

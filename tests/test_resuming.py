@@ -17,7 +17,8 @@ from torch import Tensor
 
 import bayesmeta as bm
 from bayesmeta import families, likelihoods, methods, outer
-from bayesmeta.resuming import Checkpoint, _plain, of_model
+from bayesmeta.identity import of_model
+from bayesmeta.resuming import Checkpoint, _plain
 
 STEPS = 21
 DETERMINISTIC = ("maml, quasi-newton", "joint, common noise", "joint, exact")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from bayesmeta.empirical import Empirical
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
+from bayesmeta.identity import digest, of_model
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.outer import Callback, Trace
@@ -80,22 +80,14 @@ class Problem:
         if ranks.size == 1:
             return
         data = self.family.fingerprint() if self.stream is None else self.stream.record()
-        values = self.prior.free.values() if self.prior.has_values else ()
+        values = self.prior.free if self.prior.has_values else {}
         given = {
             "data": [data, self.query.fingerprint() if self.query is not None else None],
             "method": self.method.to_json(),
-            "prior": self.prior.to_json(),
-            "seed": _digest([self.generator.get_state()]),
-            "start": _digest([self.model.start, *self.model.shared.values(), *values]),
+            "prior": [self.prior.to_json(), digest(dict(values))],
+            "seed": digest({"state": self.generator.get_state()}),
         }
-        ranks.refuse_unlike(given)
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        ranks.refuse_unlike(given | of_model(self.model, self.model))
 
 
 @dataclass(eq=False)

@@ -77,12 +77,6 @@ class Task(Stored, Proximal):
             channels, side = self.filters, math.ceil(side / 2)
         return [*found, (self.ways, self.filters * side * side), (self.ways,)]
 
-    def shaken(self, seed: int) -> Task:
-        """With every weight of θ₀ moved by about half a unit in its last place."""
-        size = np.finfo(self.theta0.dtype).eps / 2
-        noise = np.random.default_rng(seed).choice([-1.0, 1.0], self.theta0.shape)
-        return replace(self, theta0=(self.theta0 * (1 + size * noise)).astype(self.theta0.dtype))
-
     def double(self, tasks: int) -> Task:
         """The first tasks, in float64."""
         names = ("x", "y", "query_x", "query_y")

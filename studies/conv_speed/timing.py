@@ -27,11 +27,10 @@ ON_CUDA = (*ON_CPU, "compiled", "graph", *ROUNDED)
 CHECKED = 2
 """Tasks of the comparison in float64."""
 AGREE = 1e-8
-SAME = 1e-3
-"""Largest relative differences from the loop over tasks, in float64 and as timed."""
-SHAKEN, TIMES = 4, 3
-"""As timed it may also be so many times what the loop's own answer changes by, the most of so many
-times that its weights are moved by half a unit in their last place: float32 has no more digits."""
+SAME = 0.02
+"""Largest relative differences from the loop over tasks, in float64 and as timed. In float32 most
+tasks agree to 1e-6, but rounding can turn a unit of a ReLU on or off, which moves the answer of a
+task by some 1e-3, as it moves that of the loop when θ₀ changes by half a unit in its last place."""
 GRAIN = 0.1
 """Noise on blank paper: where all of it is one colour, rounding turns a unit of a ReLU on or off at
 hundreds of places at once, and float32 gives but one or two digits of a meta-gradient."""
@@ -80,11 +79,6 @@ class Case:
     def check(self) -> str:
         """The same in float64."""
         return f"{self.name}-check"
-
-    @property
-    def shaken(self) -> list[str]:
-        """The same from weights moved by rounding."""
-        return [f"{self.name}-shaken-{i}" for i in range(SHAKEN)]
 
 
 CASES = (
@@ -144,10 +138,6 @@ def measure(
             for contender in able:
                 contender.begin(case.name)
                 contender.begin(case.check)
-            loop = next(contender for contender in able if contender.name == "loop")
-            for seed, name in enumerate(case.shaken):
-                wanted.shaken(seed).save(Path(place) / f"{name}.npz")
-                loop.begin(name)
             parts = _bare_cases(wanted, Path(place))
             for name in parts:
                 bare.begin(name)
@@ -211,19 +201,13 @@ def _rows(
         RuntimeError: the gradient of one is another one.
     """
     loop = next(contender for contender in able if contender.name == "loop")
-    rounding = max(loop.difference(name, loop.answer(case.name)) for name in case.shaken)
-    size = {
-        "rounding": rounding,
-        "method": case.method,
-        "queries": case.queries,
-        "tasks": len(task.y),
-    }
+    size = {"method": case.method, "queries": case.queries, "tasks": len(task.y)}
     rows = []
     for contender in able:
         row = {"part": "step", "implementation": contender.name, **size, **needed}
         row |= contender.times(case.name)
         if not contender.absent(case.name):
-            row |= _agreement(contender, loop, case, rounding)
+            row |= _agreement(contender, loop, case)
             row |= {
                 "times_loop": loop.times(case.name)["ms"] / row["ms"],
                 "of_products": needed["products_ms"] / row["ms"],
@@ -234,9 +218,7 @@ def _rows(
     return rows
 
 
-def _agreement(
-    contender: Contender, loop: Contender, case: Case, rounding: float
-) -> dict[str, float]:
+def _agreement(contender: Contender, loop: Contender, case: Case) -> dict[str, float]:
     """Relative difference from the loop over tasks, as timed and in float64.
 
     Raises:
@@ -244,7 +226,7 @@ def _agreement(
     """
     single = contender.difference(case.name, loop.answer(case.name))
     double = contender.difference(case.check, loop.answer(case.check))
-    same = single < max(SAME, TIMES * rounding) or contender.name in ROUNDED
+    same = single < SAME or contender.name in ROUNDED
     if not (same and double < AGREE):
         raise RuntimeError(
             f"{contender.name} is off by {single:.1e}, in float64 by {double:.1e}: {case.name}"
