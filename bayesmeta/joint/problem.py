@@ -87,7 +87,8 @@ class Problem:
             "prior": [self.prior.to_json(), digest(dict(values))],
             "seed": digest({"state": self.generator.get_state()}),
         }
-        ranks.refuse_unlike(given | of_model(self.model, self.model))
+        # A model built with another seed has another start; "seed" is that of the noise.
+        ranks.refuse_unlike(of_model(self.model, self.model) | given)
 
 
 @dataclass(eq=False)

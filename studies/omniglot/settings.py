@@ -68,6 +68,7 @@ class Cell:
         queries: query images of a class in training.
         split: of the characters: random, or original.
         batch_norm: whose statistics in training.
+        adapt: the part of the network that is adapted, the rest being shared; None: all.
         tested: options in the place of the method's own when tasks are scored.
         seed: of tasks and noise.
     """
@@ -85,6 +86,7 @@ class Cell:
     queries: int = 1
     split: str = "random"
     batch_norm: str = "transductive"
+    adapt: str | None = None
     tested: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -109,7 +111,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """All that decides its training and its scores."""
-        return {name: value for name, value in asdict(self).items() if name != "tested" or value}
+        added = ("tested", "adapt")  # since the first cells were trained
+        return {name: value for name, value in asdict(self).items() if name not in added or value}
 
 
 OUTER = {"outer_lr": 0.003}
@@ -136,25 +139,32 @@ TABLE = (
     ),
     Cell(
         "variational laplace", "table", "variational iMAML, Laplace", "variational_imaml",
-        {"lam": 0.1, "covariance": "diagonal", "cg_steps": 3, "batch": 4} | INNER | OUTER, 450,
+        {"lam": 0.1, "covariance": "diagonal", "cg_steps": 3, "batch": 8} | INNER | OUTER, 450,
+        train_shots=5, adapt="head",
     ),
 )  # fmt: skip
 EFFECT_STEPS = 120
-EFFECTS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("as in the table", {}, "transductive"),
-    ("λ = 0.5", {"lam": 0.5}, "transductive"),
-    ("λ = 2", {"lam": 2.0}, "transductive"),
-    ("2 inner steps", {"steps": 2}, "transductive"),
-    ("16 inner steps", {"steps": 16}, "transductive"),
-    ("Hessian in the solve", {"curvature": "hessian"}, "transductive"),
-    ("no CG step (first-order)", {"cg_steps": 0}, "transductive"),
-    ("10 CG steps", {"cg_steps": 10}, "transductive"),
-    ("support statistics", {}, "support"),
-    ("frozen statistics", {}, "frozen"),
+Change = tuple[str, dict[str, Any], dict[str, Any]]
+"""What is changed, in words; options of the method; fields of the cell."""
+EFFECTS: tuple[Change, ...] = (
+    ("as in the table", {}, {}),
+    ("λ = 0.5", {"lam": 0.5}, {}),
+    ("λ = 2", {"lam": 2.0}, {}),
+    ("2 inner steps", {"steps": 2}, {}),
+    ("16 inner steps", {"steps": 16}, {}),
+    ("Hessian in the solve", {"curvature": "hessian"}, {}),
+    ("no CG step (first-order)", {"cg_steps": 0}, {}),
+    ("10 CG steps", {"cg_steps": 10}, {}),
+    ("support statistics", {}, {"batch_norm": "support"}),
+    ("frozen statistics", {}, {"batch_norm": "frozen"}),
 )
-OF_REPTILE: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("as in the table", {}, "transductive"),
-    ("all rows in every step", {"rows": None}, "transductive"),
+OF_REPTILE: tuple[Change, ...] = (
+    ("as in the table", {}, {}),
+    ("all rows in every step", {"rows": None}, {}),
+)
+OF_LAPLACE: tuple[Change, ...] = (
+    ("as in the table", {}, {}),
+    ("all weights adapted", {}, {"adapt": None}),
 )
 RUNS = Cell(
     "runs maml", "runs", "MAML", "maml", {"steps": 1, "lr": 0.4} | OUTER, 1000,
@@ -177,7 +187,9 @@ def cells(device: str) -> list[Cell]:
         for ways, shots in settings
         for cell in TABLE
     ]
-    found = [*found, *_effects(TABLE[3], EFFECTS), *_effects(TABLE[2], OF_REPTILE), RUNS]
+    for place, changes in ((3, EFFECTS), (2, OF_REPTILE), (6, OF_LAPLACE)):
+        found += _effects(TABLE[place], changes)
+    found.append(RUNS)
     full = [c if c.part == "effect" else replace(c, steps=FULL_STEPS) for c in found]
     return full if rich else found
 
@@ -188,17 +200,16 @@ def _in_setting(cell: Cell, ways: int, shots: int, split: str) -> Cell:
     return replace(cell, name=name, ways=ways, shots=shots, train_shots=more, split=split)
 
 
-def _effects(base: Cell, changes: tuple[tuple[str, dict[str, Any], str], ...]) -> list[Cell]:
-    """One argument of a cell changed at a time."""
+def _effects(base: Cell, changes: tuple[Change, ...]) -> list[Cell]:
+    """One thing of a cell changed at a time."""
     common = {"part": "effect", "steps": EFFECT_STEPS}
     return [
         replace(
             base,
             name=f"{base.name}: {changed}",
             changed=changed,
-            batch_norm=batch_norm,
             options=base.options | options,
-            **common,
+            **fields | common,
         )
-        for changed, options, batch_norm in changes
+        for changed, options, fields in changes
     ]

@@ -19,6 +19,7 @@ from studies.omniglot.settings import Cell, Size
 
 RUNS = "BAYESMETA_RUNS"
 EVERY = 50
+EFFECT_TASKS = 200
 
 
 def place(cell: Cell, size: Size, device: str) -> Path:
@@ -47,10 +48,11 @@ def trained(cell: Cell, size: Size, device: str) -> tuple[bm.Fit, float]:
     folder = place(cell, size, device)
     shots = cell.train_shots or cell.shots
     train, _ = streams(cell.split, cell.ways, shots, cell.queries, device, quick=size.quick)
-    model = bm.models.conv4(
-        cell.ways, train.shape, filters=size.filters,
-        batch_norm="support" if cell.batch_norm == "support" else "transductive",
-    )  # fmt: skip
+    policy = "support" if cell.batch_norm == "support" else "transductive"
+    model = bm.models.conv4(cell.ways, train.shape, filters=size.filters, batch_norm=policy)
+    if cell.adapt is not None:
+        likelihood = bm.likelihoods.Categorical(cell.ways)
+        model = bm.Model(model.module, likelihood, adapt=cell.adapt, batch_norm=policy)
     if cell.batch_norm == "frozen":
         sample, _ = train.draw(20, torch.Generator().manual_seed(0))
         model = model.frozen_on(sample.tensors["x"].flatten(0, 1).cpu())
@@ -88,8 +90,9 @@ class _Clock:
 def scored(fit: bm.Fit, cell: Cell, size: Size, device: str) -> dict[str, Any]:
     """Scores on tasks of new characters, the same ones for every method."""
     _, test = streams(cell.split, cell.ways, cell.shots, size.queries, device, quick=size.quick)
+    count = size.tasks if cell.part == "table" else min(size.tasks, EFFECT_TASKS)
     found = bm.diagnostics.few_shot_scores(
-        fit, test, count=size.tasks, seed=1, method=cell.method(size, testing=True)
+        fit, test, count=count, seed=1, method=cell.method(size, testing=True)
     )
     row: dict[str, Any] = {
         "iterations": len(fit.trace),
