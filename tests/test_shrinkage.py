@@ -116,9 +116,9 @@ def made_up(missed=()):
 def test_detection_is_the_layers_sd_over_the_largest_other():
     found = detection(made_up(missed=[("block", "middle", 1)]))
     assert set(found.form) == {"block", "diagonal", "low-rank", OWN}
-    wrong = found[found.ratio < 1]
-    assert wrong[["form", "case", "seed"]].values.tolist() == [["block", "middle", 1]]
-    assert wrong.ratio.item() == pytest.approx(0.2)
+    wrong = found.loc[found.ratio.idxmin()]
+    assert (wrong.form, wrong.case, wrong.seed) == ("block", "middle", 1)
+    assert wrong.ratio == pytest.approx(0.2)
     assert sorted(found.ratio)[1:] == pytest.approx([4.0] * 23)
 
 
