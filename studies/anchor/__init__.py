@@ -65,9 +65,10 @@ def _many(table: pd.DataFrame) -> str:
     mean, within = interval(factor.factor)
     return (
         f"The mean over n random tasks nears a parabola as n to the power {distance[0]:.2f} ± "
-        f"{distance[1]:.2f} and its largest jump shrinks as {largest[0]:.2f} ± {largest[1]:.2f}, "
-        f"but jumps grow so many that together they do not shrink ({every[0]:.2f} ± "
-        f"{every[1]:.2f}; {100 * most.jump_share.mean():.0f} % of all ups and downs at n = "
+        f"{distance[1]:.2f} (−1/2 by theory) and its largest jump shrinks as {largest[0]:.2f} ± "
+        f"{largest[1]:.2f}, but jumps grow so many that together they do not shrink "
+        f"({every[0]:.2f} ± {every[1]:.2f}; {100 * most.jump_share.mean():.0f} % "
+        f"of all ups and downs at n = "
         f"{int(rough.tasks.max())}), and the implicit gradient, blind to them, is "
         f"{mean:.4f} ± {within:.4f} of the parabola's slope (predicted "
         f"{factor.predicted.iloc[0]:.4f}; {rough.family.nunique()} draws, 95 % intervals)."

@@ -69,6 +69,7 @@ def _rough(ax: Axes, rows: pd.DataFrame) -> None:
                     markersize=4, linewidth=0.9,
                     label=f"{name}: $n^{{{power(rows, column)[0]:.2f}}}$")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="tasks n", ylabel="nats")
+    ax.set_ylim(bottom=0.4 * rows.groupby("tasks").largest_jump.mean().min())  # for the legend
     ax.xaxis.set_major_locator(FixedLocator(sorted(rows.tasks.unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     for axis in (ax.xaxis, ax.yaxis):
@@ -118,7 +119,7 @@ def _steep(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set(ylabel="largest |dE f/dθ₀|, nats per unit of θ₀")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(WHOLE)
-    ax.text(1.0, 0.98, "lines: logistic", transform=ax.transAxes, ha="right", va="top", fontsize=7)
+    ax.text(1.0, 0.98, "lines: predicted", transform=ax.transAxes, ha="right", va="top", fontsize=7)
     ax.legend(frameon=False, loc="lower left", handlelength=1.0)
 
 
