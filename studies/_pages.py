@@ -39,8 +39,30 @@ def _few_shot_sinusoid(table: pd.DataFrame) -> str:
     )
 
 
+def _quadratics(table: pd.DataFrame) -> str:
+    two = table[table["panel"] == "example"].nlargest(1, "proved_minima").iloc[0]
+    tried = table[table["panel"] == "search"].nlargest(1, "pairs").iloc[0]
+    return (
+        f"MAML on two smooth, strongly convex losses can have {two['proved_minima']:.0f} minima, "
+        f"here at step size × curvature {two['alpha_L']:.2f} with {two['barrier']:.3f} nats "
+        f"between them; of {tried['pairs']:,.0f} random pairs {tried['several_minima']:.0f} have."
+    )
+
+
+def _anchor(table: pd.DataFrame) -> str:
+    factor = table[table["panel"] == "factor"]["factor"].mean()
+    many = table[table["panel"] == "roughness"].groupby("tasks")["jump_share"].mean()
+    return (
+        f"Summed over {many.index.max():.0f} tasks iMAML's objective looks smooth, but "
+        f"{many.iloc[-1]:.0%} of its ups and downs are jumps that an implicit gradient does not "
+        f"see: it gives {factor:.2f} of the slope."
+    )
+
+
 GALLERY: tuple[tuple[str, str, Finding], ...] = (
     ("sinusoid_prior", "sinusoid_prior_scores", _sinusoid_prior),
+    ("anchor", "anchor_sum", _anchor),
+    ("quadratics", "quadratics_convexity", _quadratics),
     ("few_shot_sinusoid", "few_shot_sinusoid", _few_shot_sinusoid),
 )
 """Study, figure, and what to see there in one line."""
