@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from studies.anchor import headline, library, measure
-from studies.anchor.library import Langevin
+from studies.anchor import answers, headline, measure
+from studies.anchor.answers import Langevin
 from studies.anchor.measure import ONE, differences, draw, grid
 from studies.anchor.noise import count_minima, gibbs, langevin_law, predicted_steepest, steepest
 from studies.anchor.waves import F64, NODES, Waves, lower_hull
@@ -27,7 +27,7 @@ def test_a_bowl_has_the_minimum_and_the_derivative_that_are_known():
     torch.testing.assert_close(BOWL.response(at[None])[0], torch.full_like(at, 1.5 / 2.1))
     assert len(BOWL.jumps.theta0) == 0
     bowl = replace(BOWL, phases=torch.zeros(1, 1, dtype=F64), amplitudes=(0.0,), frequencies=(1.0,))
-    found, response = library.response(bowl, THETA0)
+    found, response = answers.response(bowl, THETA0)
     torch.testing.assert_close(found, at)
     torch.testing.assert_close(response, torch.full_like(at, 1.5 / 2.1))
 
@@ -88,11 +88,11 @@ def test_differences_do_not_reach_across_a_jump():
 
 
 def test_the_library_differentiates_where_its_newton_ended():
-    found, response = library.response(ONE, grid(13))
+    found, response = answers.response(ONE, grid(13))
     torch.testing.assert_close(response, ONE.response(found[None])[0], atol=1e-12, rtol=0)
     waves = draw(4, seed=1)
     minima = waves.minima(THETA0)
-    gradient = library.implicit(waves, THETA0, minima)
+    gradient = answers.implicit(waves, THETA0, minima)
     torch.testing.assert_close(gradient, waves.slope(minima) * waves.response(minima))
 
 
@@ -130,7 +130,7 @@ def test_the_gibbs_law_of_a_bowl_is_normal_and_runs_of_sgld_find_their_own():
     torch.testing.assert_close(value, 0.3 * (mean.square() + 0.3 / 2.1))
     torch.testing.assert_close(slope, 0.6 * mean * 1.5 / 2.1)
     langevin = Langevin(lr=0.02, steps=60, temperature=0.3, runs=400)
-    found = library.ends(ONE, THETA0, langevin)
+    found = answers.ends(ONE, THETA0, langevin)
     exact = torch.tensor([langevin_law(ONE, t, langevin) for t in THETA0.tolist()])
     assert float(((found.mean - exact) / found.error).abs().max()) < 3.5
     assert float((found.mean - 1.2 * exact).abs().max() / found.error.max()) > 5
@@ -160,7 +160,7 @@ def test_minima_are_counted_and_hulls_are_convex():
 def test_the_headline_says_what_the_table_says():
     tables = [
         {"panel": "curve", "formula": [0.25, 0.5], "numeric_error": [3e-7, -2e-7]},
-        {"panel": "library", "found": [1.0, 2.0], "minimum": [1.0, 3.0], "library_error": 4e-9},
+        {"panel": "library", "found": [1.0, 2.0], "minimum": [1.0, 3.0], "response_error": 4e-9},
         {"panel": "jump", "rise": [-0.125, 0.75], "barrier": [0.5, 0.625]},
         {
             "panel": "roughness", "family": [0, 0, 1, 1], "tasks": [1, 100] * 2,

@@ -44,7 +44,7 @@ def headline(table: pd.DataFrame) -> str:
 def _one(table: pd.DataFrame) -> str:
     curve, newton = select(table, panel="curve"), select(table, panel="library")
     jumps = select(table, panel="jump")
-    numeric, library = curve.numeric_error.abs().max(), newton.library_error.abs().max()
+    numeric, library = curve.numeric_error.abs().max(), newton.response_error.abs().max()
     reached = ((newton.found - newton.minimum).abs() < measure.SAME).mean()
     sizes = jumps.rise.abs()
     return (

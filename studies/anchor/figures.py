@@ -136,7 +136,7 @@ def _derivative(
     ax.plot(*formula, color="black", label="λ / (λ + f″(θ*))")
     some = curve.iloc[5 :: max(1, len(curve) // 60)]
     ax.plot(some.theta0, some.numeric, "x", color=RED, markersize=4, label="central differences")
-    ax.plot(newton.theta0, newton.library, marker="D", **hollow, label="library, implicit")
+    ax.plot(newton.theta0, newton.response, marker="D", **hollow, label="library, implicit")
 
 
 def _values(ax: Axes, curve: pd.DataFrame, jumps: pd.DataFrame) -> None:

@@ -13,8 +13,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from studies.anchor import library
-from studies.anchor.library import Langevin
+from studies.anchor import answers
+from studies.anchor.answers import Langevin
 from studies.anchor.noise import (
     count_minima,
     gibbs,
@@ -100,13 +100,13 @@ def single(size: Size, device: str) -> Iterator[Row]:
     }
     yield from rows("curve", columns)
     theta0 = grid(size.newton)
-    found, response = library.response(ONE, theta0, device)
+    found, response = answers.response(ONE, theta0, device)
     columns = {
         "theta0": theta0,
         "minimum": ONE.minima(theta0)[0],
         "found": found,
-        "library": response,
-        "library_error": response - ONE.response(found[None])[0],
+        "response": response,
+        "response_error": response - ONE.response(found[None])[0],
     }
     yield from rows("library", columns)
     jumps = ONE.jumps.within(*RANGE)
@@ -144,7 +144,7 @@ def sums(size: Size, device: str) -> Iterator[Row]:
             if family == 0:
                 columns = {"theta0": theta0, "value": mean, "limit": limit(waves, theta0)}
                 yield from rows("sum", columns, tasks=tasks)
-        slopes.append(library.implicit(waves, sparse, waves.minima(sparse), device).mean(0))
+        slopes.append(answers.implicit(waves, sparse, waves.minima(sparse), device).mean(0))
         true = limit_slope(waves, sparse)
         factors.append(float(slopes[-1] @ true / (true @ true)))
     predicted = implicit_factor(size.phases)
@@ -226,7 +226,7 @@ def noisy(size: Size, device: str) -> Iterator[Row]:
         columns = {"theta0": theta0[::2], "value": gibbs(ONE, theta0[::2], tau)[0]}
         yield from rows("gibbs", columns, temperature=tau)
         langevin = replace(size.langevin, temperature=tau)
-        found = library.ends(ONE, starts, langevin, seed, device)
+        found = answers.ends(ONE, starts, langevin, seed, device)
         exact = [langevin_law(ONE, start, langevin) for start in starts.tolist()]
         columns = {
             "theta0": starts,

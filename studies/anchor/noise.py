@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studies.anchor.library import Langevin
+from studies.anchor.answers import Langevin
 from studies.anchor.waves import F64, Jumps, Waves
 from studies.which_minimum.exact import expected, propagate
 from studies.which_minimum.problem import Problem
