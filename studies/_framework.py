@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-HERE = Path(__file__).parent
+FRAMEWORK = Path(__file__)
+HERE = FRAMEWORK.parent
 ROOT = HERE.parent
 FIGURES = ROOT / "figures"
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "pyro-ppl", "statsmodels")
 FRAMES_A_SECOND = 12
+IMPORTED = re.compile(r"^\s*from studies\.([\w.]+)", re.MULTILINE)
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -76,12 +79,19 @@ class Study:
 
     @property
     def code(self) -> str:
-        """sha256 of the study's own files, so that a result can be told from an older one."""
-        files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.py"))
+        """sha256 of the study's files and those of other studies it uses, to know an old result."""
         digest = hashlib.sha256()
-        for file in files:
+        for file in self._files():
             digest.update(f"{file.name}\0".encode() + file.read_bytes())
         return digest.hexdigest()
+
+    def _files(self) -> list[Path]:
+        """Its own, then those they import of `studies`, save the framework all have in common."""
+        found = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.py"))
+        for file in found:  # grows on the way
+            imported = sorted(set(IMPORTED.findall(file.read_text("utf-8"))))
+            found += [path for path in map(_file, imported) if path not in (*found, FRAMEWORK)]
+        return found
 
     def run(self, *, quick: bool, device: str, out: Path) -> dict[str, Any]:
         """Run it and write table, figures and record, the record last. Returns the record."""
@@ -155,9 +165,15 @@ def studies() -> dict[str, Study]:
     found = {}
     for module in iter_modules([str(HERE)]):
         if not module.name.startswith("_"):
-            path = HERE / module.name if module.ispkg else HERE / f"{module.name}.py"
-            found[module.name] = Study(module.name, path)
+            path = HERE / module.name
+            found[module.name] = Study(module.name, path if path.is_dir() else _file(module.name))
     return found
+
+
+def _file(module: str) -> Path:
+    """Of a module of `studies`, named as it is imported."""
+    path = HERE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def study(name: str) -> Study:

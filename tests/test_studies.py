@@ -17,7 +17,7 @@ import bayesmeta as bm
 from bayesmeta.results import InputError
 from studies import conjugate_time, growth, nuts_agreement, reference_fits
 from studies.__main__ import app
-from studies._framework import Result, Study, studies, study
+from studies._framework import FIGURES, Result, Study, studies, study
 from studies._sets import frame
 from studies.conjugate_time import svi, timing
 
@@ -126,6 +126,27 @@ def test_the_code_of_a_folder_is_all_of_it(tmp_path):
     before = folder.code
     (tmp_path / "part.py").write_text("y = 1\n")
     assert folder.code != before
+
+
+def test_the_code_of_a_study_is_also_what_it_imports_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies._framework.HERE", tmp_path)
+    (tmp_path / "asked.py").write_text("from studies._shared import x\n")
+    (tmp_path / "_shared.py").write_text("def f():\n    from studies.far.part import x\n")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "part.py").write_text("x = 1\n")
+    (tmp_path / "far" / "other.py").write_text("x = 1\n")
+    asked = Study("asked", tmp_path / "asked.py")
+    before = asked.code
+    (tmp_path / "far" / "other.py").write_text("x = 2\n")
+    assert asked.code == before
+    (tmp_path / "far" / "part.py").write_text("x = 2\n")
+    assert asked.code != before
+
+
+@pytest.mark.parametrize("name", [n for n, one in studies().items() if one.record(FIGURES)])
+def test_committed_results_are_of_a_full_run_of_the_code_as_it_is(name):
+    state = study(name).state(FIGURES)
+    assert state == "current", f"figures/{name} is {state}: python -m studies run {name}"
 
 
 def test_figures_an_earlier_run_made_are_removed_and_others_are_left(fake):
