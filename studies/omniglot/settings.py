@@ -139,8 +139,8 @@ TABLE = (
     ),
     Cell(
         "variational laplace", "table", "variational iMAML, Laplace", "variational_imaml",
-        {"lam": 0.1, "covariance": "diagonal", "cg_steps": 3, "batch": 8} | INNER | OUTER, 450,
-        train_shots=5, adapt="head",
+        {"lam": 0.4, "steps": 15, "lr": 0.1, "covariance": "diagonal", "cg_steps": 3, "batch": 4}
+        | OUTER, 600, train_shots=10, adapt="head",
     ),
 )  # fmt: skip
 EFFECT_STEPS = 120
