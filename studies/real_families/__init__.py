@@ -38,6 +38,8 @@ COLUMNS = (
     *("seconds", "tasks", "rows", "why"),
 )
 EXACT = ("joint", "laplace")
+ARRIVED = 0.001
+"""Nats within which another program's optimiser counts as arrived."""
 
 
 def run(quick: bool, device: str) -> Result:
@@ -75,13 +77,19 @@ def headline(table: pd.DataFrame) -> str:
         f"{_most(exact, EXACT, 'sd_off'):.0e} in prior sds (relative) and "
         f"{_most(exact, EXACT, 'tasks_mean'):.0e} posterior sds of the tasks' means"
     )
+    others = _of(exact, "statsmodels").groupby("set")["nats"].first().abs().dropna()
+    if len(others):
+        arrived = int((others <= ARRIVED).sum())
+        said += (
+            f" (statsmodels' MixedLM arrives within {ARRIVED} nats on {arrived} of {len(others)})"
+        )
     if (other["method"] == "quadrature").any():
         bounds = _of(other, "joint")["nats"]
         said += (
             f"; on the other {other['set'].nunique()} within "
             f"{_most(other, ['laplace'], 'nats'):.1g} nats (Laplace's evidence) and "
-            f"{_most(other, ['quadrature'], 'nats'):.0e} (quadrature), and the joint bound lies "
-            f"{-bounds.max():.1g} to {-bounds.min():.2g} nats below"
+            f"{_most(other, ['quadrature'], 'nats'):.0e} (quadrature), and the joint bound is at "
+            f"most {-bounds.min():.2g} nats below"
         )
     return f"{said}. {_held(table)}{_losses(table)}"
 
@@ -102,30 +110,29 @@ def _held(table: pd.DataFrame) -> str:
         )
     return (
         f"Under the prior that NUTS has too ({drawn['set'].nunique()} sets; largest differences of "
-        f"all tasks, in posterior sds; NUTS' own standard error up to "
-        f"{drawn['mean_error'].max():.2f}) {'; '.join(parts)}. "
+        f"all tasks, in posterior sds; NUTS' own standard errors up to "
+        f"{drawn['mean_error'].max():.2f} and {drawn['sd_error'].max():.0%}) {'; '.join(parts)}. "
     )
 
 
 def _losses(table: pd.DataFrame) -> str:
     """What variational and point methods leave of θ₀, and points of the tasks and the noise."""
-    parts = []
+    off, tasks, noises = [], [], []
     for method in (m for m in figures.LABELS if m not in (*EXACT, "quadrature")):
-        rows = _of(table, method)
-        off = rows["mean_off"].abs().groupby(rows["set"]).max().dropna()
-        if off.empty:
+        rows, label = _of(table, method), figures.LABELS[method]
+        means = rows["mean_off"].abs().groupby(rows["set"]).max().dropna()
+        if means.empty:
             continue
-        text = f"{figures.LABELS[method]} {off.median():.2g} ({off.max():.2g} on {off.idxmax()})"
+        off.append(f"{label} {means.median():.2g} ({means.max():.2g}, {means.idxmax()})")
         if rows["tasks_sd"].isna().all():
-            tasks = rows.groupby("set")["tasks_mean"].first().median()
-            noise = rows["noise_off"].dropna()
-            text += f", tasks {tasks:.2g}"
-            text += f", noise {noise.min():+.0%} to {noise.max():+.0%}" if len(noise) else ""
-        parts.append(text)
+            tasks.append(f"{rows.groupby('set')['tasks_mean'].first().median():.2g} ({label})")
+            noises.append(rows["noise_off"].dropna())
+    noise = pd.concat(noises) if noises else pd.Series(dtype=float)
     return (
-        f"Standard errors by which θ₀ or a shared weight is off, in the median set and at most, "
-        f"and for points, which have no posterior sd, posterior sds by which the worst task's "
-        f"weight is off in the median set: {'; '.join(parts)}."
+        f"θ₀ or a shared weight is off, in standard errors in the median set (at most), by "
+        f"{'; '.join(off)}; points have no posterior sd, and the worst task's weight is off by "
+        f"{', '.join(tasks)} posterior sds in the median set and the noise sd by "
+        f"{noise.min():+.0%} to {noise.max():+.0%}."
     )
 
 

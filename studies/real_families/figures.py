@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from bayesmeta.plots import COLOURS, DOUBLE, MARKERS, spread, style
 from studies.real_families.measure import Drawn
@@ -32,10 +32,10 @@ LABELS = {
 KIN = {"quadrature": "laplace", "variational_laplace": "variational_imaml"}
 HOLLOW = ("quadrature", "variational_imaml")
 PANELS = {
-    "mean_off": ("(a) θ₀, shared weights", "standard errors"),
-    "sd_off": ("(b) prior sds", "relative"),
-    "tasks_mean": ("(c) tasks' means", "posterior sds"),
-    "held_mean": ("(d) the same from NUTS,\nprior held", "posterior sds"),
+    "mean_off": ("(a) θ₀ and\nshared weights", "standard errors"),
+    "sd_off": ("(b) prior sds\n", "relative"),
+    "tasks_mean": ("(c) tasks' means,\nmethod's own prior", "posterior sds"),
+    "held_mean": ("(d) tasks' means,\nNUTS' prior held", "posterior sds"),
 }
 
 
@@ -85,11 +85,12 @@ def _spread(ax: Axes, drawn: Drawn) -> None:
     if drawn.markers is not None:
         order = np.argsort(fit.posterior.mean[:, one.shown].numpy(), kind="stable")
         nuts = drawn.source == "NUTS"
+        row = ax.get_window_extent().height / ax.figure.dpi * 72 / (tasks + 1)
         ax.plot(
             drawn.markers[order, one.shown], np.arange(tasks), "s" if nuts else "o",
             color=COLOURS["nuts" if nuts else "reference"], markerfacecolor="none",
-            markersize=float(np.clip(60 / tasks, 2.0, 5.0)),
-            markeredgewidth=float(np.clip(12 / tasks, 0.25, 0.8)), zorder=6, rasterized=tasks > 500,
+            markersize=float(np.clip(0.55 * row, 1.5, 4.0)) + 1.8, markeredgewidth=0.6, zorder=3,
+            rasterized=tasks > 500,
         )  # fmt: skip
     ax.set_title(one.name.replace("_", " "), loc="left", fontweight="bold")
     ax.set_xlabel(one.label)
@@ -104,9 +105,15 @@ def distances(table: pd.DataFrame) -> Figure:
         panels = figure.subplots(1, len(PANELS), sharey=True)
         for ax, (column, (title, unit)) in zip(panels, PANELS.items(), strict=True):
             for place, method in enumerate(LABELS):
-                _dots(ax, table, sets, method, column, 0.06 * (3.5 - place))
-            ax.set(xscale="log", xlabel=unit, xlim=(LEAST / 3, MOST * 3), title=title)
-            ax.xaxis.set_major_locator(FixedLocator([1e-6, 1e-4, 1e-2, 1, 1e2]))
+                _dots(ax, table, sets, method, column, 0.09 * (3.5 - place))
+            ax.set(xscale="log", xlabel=unit, title=title)
+            if column == "held_mean":
+                ax.set_xlim(0.01, 1.5)
+                ax.set_xticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+            else:
+                ax.set_xlim(LEAST / 3, MOST * 3)
+                names = ["≤10$^{-7}$", "10$^{-4}$", "0.1", "10$^{3}$"]
+                ax.set_xticks([LEAST, 1e-4, 0.1, MOST], names)
             ax.xaxis.set_minor_locator(NullLocator())
             ax.axvline(1, color=COLOURS["reference"], linewidth=0.6, zorder=0)
             ax.grid(axis="y", linewidth=0.3)
@@ -114,7 +121,7 @@ def distances(table: pd.DataFrame) -> Figure:
         errors = sampled.groupby("set")["mean_error"].max()
         panels[-1].plot(
             errors, [sets.index(str(s)) for s in errors.index], color=COLOURS["nuts"], marker="|",
-            markersize=8, markeredgewidth=1.5, linestyle="", label="NUTS' standard error",
+            markersize=9, markeredgewidth=1.2, linestyle="", label="NUTS' standard error",
         )  # fmt: skip
         panels[0].set_yticks(range(len(sets)), [s.replace("_", " ") for s in sets])
         handles = [Line2D([], [], markersize=4, label=LABELS[m], **look(m)) for m in LABELS]
@@ -129,4 +136,4 @@ def _dots(
     rows = table[table["method"] == method]
     values = rows[column].abs().groupby(rows["set"]).max().dropna().clip(LEAST, MOST)
     places = np.array([sets.index(str(name)) for name in values.index]) + shift
-    ax.plot(values, places, markersize=4, **look(method))
+    ax.plot(values, places, markersize=3.5, **look(method))

@@ -30,9 +30,9 @@ class Size:
         methods: names; None is all.
     """
 
-    steps: int = 300
-    draws: int = 1000
-    warmup: int = 300
+    steps: int = 200
+    draws: int = 800
+    warmup: int = 250
     sets: tuple[str, ...] | None = None
     methods: tuple[str, ...] | None = None
 

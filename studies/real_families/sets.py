@@ -29,8 +29,7 @@ class Compartment(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, start in (("lKe", -2.5), ("lKa", 0.5), ("lCl", -3.0)):
-            setattr(self, name, nn.Parameter(torch.tensor(start, dtype=torch.float64)))
+        self.lKe, self.lKa, self.lCl = _weight(-2.5), _weight(0.5), _weight(-3.0)
 
     def forward(self, x: Tensor) -> Tensor:
         dose, hours = x[..., 0], x[..., 1]
@@ -44,11 +43,15 @@ class Logistic(nn.Module):
 
     def __init__(self, unit: float) -> None:
         super().__init__()
-        for name, start in (("Asym", 200.0), ("xmid", 700.0), ("scal", 350.0)):
-            setattr(self, name, nn.Parameter(torch.tensor(start / unit, dtype=torch.float64)))
+        self.Asym, self.xmid = _weight(200.0 / unit), _weight(700.0 / unit)
+        self.scal = _weight(350.0 / unit)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.Asym / (1 + torch.exp((self.xmid - x[..., 0]) / self.scal))
+
+
+def _weight(start: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(start, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
