@@ -16,6 +16,7 @@ from bayesmeta.console import plainly, show
 from bayesmeta.results import InputError
 from studies._framework import FIGURES, ROOT, studies, study
 from studies._pages import gallery, page
+from studies._which import which
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -65,8 +66,9 @@ def run(
 @app.command()
 @plainly
 def readme(figures: Figures = FIGURES) -> None:
-    """Write studies/README.md, and the gallery in README.md, from the committed tables."""
+    """Write the pages of studies/, and the gallery in README.md, from the committed tables."""
     (ROOT / "studies" / "README.md").write_text(page(figures), "utf-8")
+    (ROOT / "studies" / "WHICH_METHOD.md").write_text(which(figures), "utf-8")
     path = ROOT / "README.md"
     before, _, rest = path.read_text("utf-8").partition("<!-- gallery -->")
     _, _, after = rest.partition("<!-- /gallery -->")

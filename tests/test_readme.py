@@ -9,6 +9,7 @@ import pytest
 
 from studies._framework import FIGURES
 from studies._pages import gallery, page
+from studies._which import which
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +39,7 @@ def test_the_python_blocks_run_and_print_the_numbers_beside_them(
 def test_the_page_of_the_studies_is_what_their_tables_say() -> None:
     """Every headline, every figure; and the gallery's lines."""
     assert (ROOT / "studies" / "README.md").read_text("utf-8") == page(FIGURES), HOW
+    assert (ROOT / "studies" / "WHICH_METHOD.md").read_text("utf-8") == which(FIGURES), HOW
     assert gallery(FIGURES) in README, HOW
 
 
