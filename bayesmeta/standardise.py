@@ -16,7 +16,8 @@ class Standardisation:
     """x' = (x − x_mean) / x_scale and, for a real response, y' = (y − y_mean) / y_scale.
 
     Fitted on the training tasks, pooled over their real rows; a new task is changed by the same
-    numbers. Linear predictors are fitted without it: their coefficients stay in original units.
+    numbers. A column that is constant becomes ones, not zeros: it may be an intercept. Linear
+    predictors are fitted without it: their coefficients stay in original units.
 
     Args:
         x_mean, x_scale: one number per feature.
@@ -34,13 +35,15 @@ class Standardisation:
         assert family.mask is not None
         x = family.tensors["x"][family.mask]
         y = family.tensors["y"][family.mask]
-        scale = x.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        mean, scale, ones = x.mean(0), x.std(0, correction=0), torch.ones_like(x[0])
+        constant = (x == x[0]).all(0)
+        scale = torch.where(constant, torch.where(x[0] == 0, ones, x[0]), scale)
+        mean = torch.where(constant, 0.0, mean)
         response = (0.0, 1.0)
         if real_response:
             spread = float(y.std(correction=0))
             response = (float(y.mean()), spread if spread > 0 else 1.0)
-        return cls(tuple(x.mean(0).tolist()), tuple(scale.tolist()), *response)
+        return cls(tuple(mean.tolist()), tuple(scale.tolist()), *response)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Standardisation:

@@ -129,3 +129,13 @@ def test_standardisation_uses_real_rows_only_and_is_undone() -> None:
     # A new family is changed by the training family's numbers, not by its own.
     alone = standard.apply(family.subset([2]))
     assert torch.equal(alone.tensors["y"][0], inside.tensors["y"][2])
+
+
+def test_a_constant_column_stays_an_intercept_when_x_is_standardised():
+    x = torch.tensor([[[1.0, 4.0, 0.0], [1.0, 8.0, 0.0]], [[1.0, 6.0, 0.0], [1.0, 2.0, 0.0]]])
+    family = bm.TaskFamily.from_tensors(x=3 * x, y=torch.zeros(2, 2))
+    units = Standardisation.of(family, real_response=True)
+    found = units.apply(family).tensors["x"]
+    assert torch.equal(found[..., 0], torch.ones(2, 2))
+    assert torch.equal(found[..., 2], torch.zeros(2, 2))
+    assert abs(float(found[..., 1].mean())) < 1e-6
