@@ -40,20 +40,26 @@ def run(quick: bool, device: str) -> Result:
     whole = _fit(_family("sleepstudy", device))
     with style():
         spread = draw("spread", whole)
+    for ax, label in zip(spread.axes, ("intercept (ms)", "Days (ms per day)"), strict=True):
+        ax.set_xlabel(label)
+    spread.axes[0].set_ylabel("subject")
     return Result(table, {"pooling_scores": _draw(table), "pooling_spread": spread})
 
 
 def headline(table: pd.DataFrame) -> str:
     """Gains per held-out row over both baselines, least and most over the sets."""
-    parts = []
+    parts, even = [], []
     for baseline in ("no pooling", "full pooling"):
-        gains = table[table.method == baseline].set_index("set").gain
+        rows = table[table.method == baseline].set_index("set")
+        gains = rows.gain
+        even += [f"{name} over {baseline}" for name in rows.index[gains < 2 * rows.gain_se]]
         low, high = gains.idxmin(), gains.idxmax()
         parts.append(
             f"{gains[low]:.3f} ({low}) to {gains[high]:.3f} ({high}) nats a row over {baseline}"
         )
     sets = table["set"].nunique()
-    return f"On {sets} real families the fitted prior gains {' and '.join(parts)}."
+    close = f"; within two standard errors of none: {', '.join(even)}" if even else ""
+    return f"On {sets} real families the fitted prior gains {' and '.join(parts)}{close}."
 
 
 def _family(name: str, device: str) -> bm.TaskFamily:
@@ -109,7 +115,7 @@ def _draw(table: pd.DataFrame) -> Figure:
         ax.set_xscale("symlog", linthresh=0.1)
         ax.set_yticks(range(len(sets)), sets)
         ax.invert_yaxis()
-        ax.set_xlabel("loss against the fitted prior, nats per held-out row")
+        ax.set_xlabel("loss against the fitted prior, nats per held-out row (linear below 0.1)")
         ax.set_xlim(-0.03, None)
         names = ax.get_legend_handles_labels()
         figure.legend(*names, loc="outside upper center", ncols=3, frameon=False)

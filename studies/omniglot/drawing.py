@@ -119,5 +119,5 @@ def _runs(runs: pd.DataFrame) -> Figure:
             ax.plot(errors.mean(), place, "o", markersize=5, color=COLOURS["maml"])
         _names(ax, names)
         ax.set_xlim(left=0)
-        ax.set_xlabel("error (%), 20 characters of an alphabet")
+        ax.set_xlabel("error (%); small dots: single runs")
     return figure
