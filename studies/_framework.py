@@ -44,11 +44,13 @@ class Result:
         table: one row per measurement; everything the headline says is computed from it.
         figures: by the stem of their file, which begins with the study's name.
         animations: the same; written as GIF, beside figures that say as much on paper.
+        before: seconds of earlier runs whose parts were kept and are in the table.
     """
 
     table: DataFrame
     figures: dict[str, Figure]
     animations: dict[str, Animation] = field(default_factory=dict)
+    before: float = 0.0
 
 
 class Module(Protocol):
@@ -97,7 +99,7 @@ class Study:
         """Run it and write table, figures and record, the record last. Returns the record."""
         started = time.perf_counter()
         result = self.module.run(quick, device)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + result.before
         with whole_file(out / f"{self.name}.csv") as path:
             result.table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
         record = {

@@ -13,6 +13,7 @@ from studies.calibration import HIGH
 from studies.calibration.figures import select
 from studies.calibration.fitted import AVOIDING, LIKELIHOOD, OWN
 from studies.calibration.measure import NEW_ROW, SAID
+from studies.shrinkage import detection
 
 HEAD = """# Which method?
 
@@ -70,13 +71,44 @@ def _uncertain_network(table: pd.DataFrame) -> str:
     )
 
 
-def _best_start(table: pd.DataFrame) -> str:
-    own = table[(table["points"] == 10) & table["own"]].set_index("method")["mse"].sort_values()
-    return (
-        f"squared error on new sinusoids after equal training time: {own.index[0]} "
-        f"{own.iloc[0]:.3f}, {own.index[1]} {own.iloc[1]:.3f}, imaml {own['imaml']:.3f}, maml "
-        f"{own['maml']:.3f}"
+def _small_network(table: pd.DataFrame) -> str:
+    rows = table[(table["panel"] == "curve") & (table["rule"] == "own") & (table["points"] == 5)]
+    nll = rows[rows["family"] == "sinusoid"].set_index("method")["nll"]
+    told = (f"{name} {nll[name]:.2f}" for name in ("Laplace", "joint", "MAML", "iMAML"))
+    return f"nats a point after 5 points of an unseen sinusoid, lower is better: {', '.join(told)}"
+
+
+def _points(table: pd.DataFrame) -> str:
+    rows = table[(table["panel"] == "curve") & (table["rule"] == "own") & (table["points"] == 2)]
+    nll = rows[rows["family"] == "linear"].set_index("method")["nll_median"]
+    behind = (
+        f"{name} {nll[name] - nll['joint, solved']:.1f}"
+        for name in ("iMAML", "variational iMAML", "MAML")
     )
+    return f"nats a point behind it after 2 points of the median new line: {', '.join(behind)}"
+
+
+def _best_start(table: pd.DataFrame) -> str:
+    ten = table[table["points"] == 10]
+    own = ten[ten["own"]].set_index("method")
+    least = ten.groupby("method")["mse"].min().sort_values()
+    told = ", ".join(f"{name} {value:.3f}" for name, value in least.items())
+    return (
+        f"squared error on ten points of new sinusoids after {own['seconds'].min():.0f} to "
+        f"{own['seconds'].max():.0f} s, each at its best number of steps: {told}; maml after one "
+        f"step {own.loc['maml', 'mse']:.3f}"
+    )
+
+
+def _images(table: pd.DataFrame) -> str:
+    main = table[(table["part"] == "table") & (table["split"] == "random")]
+    main = main[(main["ways"] == 5) & (main["shots"] == 1)]
+    best = main.sort_values("inductive_accuracy", ascending=False)
+    told = (
+        f"{row.method} {row.inductive_accuracy:.0f} % in {row.seconds / 60:.0f} min"
+        for row in best.head(4).itertuples()
+    )
+    return f"5-way 1-shot Omniglot, a query image by itself: {'; '.join(told)}"
 
 
 def _memory(table: pd.DataFrame) -> str:
@@ -88,11 +120,15 @@ def _memory(table: pd.DataFrame) -> str:
 
 
 def _layers(table: pd.DataFrame) -> str:
-    behind = table[table["panel"] == "score"].groupby("form")["behind"].mean()
+    found = detection(table).groupby("form")["ratio"]
+    right, fits = found.apply(lambda ratio: int((ratio > 1).sum())), found.size()
+    scores = table[(table["panel"] == "score") & (table["case"] != "none")]
+    behind = scores.groupby("form")["behind"].mean()
+    told = ", ".join(f"{name} {behind[name]:.2f}" for name in ("low-rank", "block", "isotropic"))
     return (
-        f"nats a point behind the true prior: block {behind['block']:.2f}, diagonal "
-        f"{behind['diagonal']:.2f}, isotropic {behind['isotropic']:.2f}, low-rank "
-        f"{behind['low-rank']:.2f}"
+        f"the layer has the largest sd in {right['block']} of {fits['block']} fits from a trained "
+        f"network, {right['block, other start']} of {fits['block, other start']} from another; "
+        f"nats a point behind the true prior: {told}"
     )
 
 
@@ -117,8 +153,8 @@ def _forms(table: pd.DataFrame) -> str:
     weights = rows[~rows["quantity"].isin([NEW_ROW, SAID])]
     worst = weights.groupby("form")["coverage"].min()
     return (
-        f"95 % intervals of correlated weights and of their sums hold the truth in no less than "
-        f"{worst['best Gaussian']:.0%} (full) and {worst['best diagonal']:.0%} (diagonal)"
+        "95 % intervals of correlated weights, their sums and differences hold the truth in at "
+        f"least {worst['best Gaussian']:.0%} (full) and {worst['best diagonal']:.0%} (diagonal)"
     )
 
 
@@ -163,6 +199,12 @@ DECISIONS = (
         _exact,
     ),
     Decision(
+        "the same, and MAML or its like comes to mind",
+        "`bm.fit(model, family)` all the same: a point does not know what it does not know",
+        "joint_or_amortised",
+        _points,
+    ),
+    Decision(
         "counts or yes/no, or a formula of your own with up to three weights (`from_energy`); "
         "posteriors matter",
         "`bm.fit(model, family)`: `joint`, the best Gaussian posteriors",
@@ -176,7 +218,13 @@ DECISIONS = (
         _glmer,
     ),
     Decision(
-        "a network on a table or on curves, and you want to know how sure it is",
+        "a network of up to some hundred weights, and few points of a new task",
+        '`laplace(covariance="lowrank(20)", curvature="ggn", batch=16, steps=1)`',
+        "joint_or_amortised",
+        _small_network,
+    ),
+    Decision(
+        "a larger network on a table or on curves, and you want to know how sure it is",
         '`joint(covariance="diagonal")`, or `"lowrank(10)"`',
         "sinusoid_prior",
         _uncertain_network,
@@ -188,13 +236,19 @@ DECISIONS = (
         _best_start,
     ),
     Decision(
-        "besides, fewer than some thirty tasks, whatever the model",
-        '`bm.Prior("full", hyperprior="boundary-avoiding")` beside it',
+        "images, told apart from a few of each class",
+        "`maml`; `imaml(lam=0.1)` with 5 inner steps or more",
+        "omniglot",
+        _images,
+    ),
+    Decision(
+        "with any of these, fewer than some thirty tasks",
+        '`prior=bm.Prior("full", hyperprior="boundary-avoiding")` with it',
         "calibration",
         _few_tasks,
     ),
     Decision(
-        "to know single weights, or sums of them, with intervals that hold",
+        "to know single weights, or differences of them, with intervals that hold",
         '`covariance="full"`; `"diagonal"` only where weights are too many',
         "calibration",
         _forms,
@@ -207,7 +261,7 @@ DECISIONS = (
     ),
     Decision(
         "to learn in which layers tasks differ",
-        '`joint` with `bm.Prior("block")`, from a trained start',
+        '`joint` with `bm.Prior("block")`, from a trained network; `"lowrank(r)"` to predict',
         "shrinkage",
         _layers,
     ),

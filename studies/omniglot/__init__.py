@@ -32,7 +32,8 @@ def run(quick: bool, device: str) -> Result:
             common = cell.described() | {"iterations": len(fit.trace), "seconds": seconds}
             rows += [common | row for row in errors(fit)]
     table = pd.DataFrame(rows)
-    return Result(table, drawing.figures(table))
+    trainings = table.drop_duplicates("name")["seconds"].sum()  # in this run or before
+    return Result(table, drawing.figures(table), before=float(trainings))
 
 
 def headline(table: pd.DataFrame) -> str:

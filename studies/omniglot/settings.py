@@ -162,10 +162,6 @@ OF_REPTILE: tuple[Change, ...] = (
     ("as in the table", {}, {}),
     ("all rows in every step", {"rows": None}, {}),
 )
-OF_LAPLACE: tuple[Change, ...] = (
-    ("as in the table", {}, {}),
-    ("all weights adapted", {}, {"adapt": None}),
-)
 RUNS = Cell(
     "runs maml", "runs", "MAML", "maml", {"steps": 1, "lr": 0.4} | OUTER, 1000,
     ways=20, split="original",
@@ -187,7 +183,7 @@ def cells(device: str) -> list[Cell]:
         for ways, shots in settings
         for cell in TABLE
     ]
-    for place, changes in ((3, EFFECTS), (2, OF_REPTILE), (6, OF_LAPLACE)):
+    for place, changes in ((3, EFFECTS), (2, OF_REPTILE)):
         found += _effects(TABLE[place], changes)
     found.append(RUNS)
     full = [c if c.part == "effect" else replace(c, steps=FULL_STEPS) for c in found]
