@@ -21,6 +21,7 @@ from studies._which import which
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
+ANSWERED = ("current", "drawn by older code", "stale", "quick")
 Figures = Annotated[Path, typer.Option("--figures", help="The folder with the results.")]
 
 
@@ -32,7 +33,7 @@ def list_studies(figures: Figures = FIGURES) -> None:
     for name, one in studies().items():
         state = one.state(figures)
         record = one.record(figures) or {}
-        answer = one.answer(figures) if state in ("current", "stale", "quick") else ""
+        answer = one.answer(figures) if state in ANSWERED else ""
         seconds = "" if record.get("quick", True) else f"{record['seconds']:.0f} s"
         cells = (name, one.module.QUESTION, seconds, state, answer)
         table.add_row(*map(Text, cells))  # no markup: "E[g]" is not a style
@@ -61,6 +62,17 @@ def run(
     with Console(stderr=True).status(f"{name}: {chosen.module.QUESTION}"):
         record = chosen.run(quick=quick, device=device, out=out)
     typer.echo(f"{record['headline']}\n{record['seconds']:.0f} s; written to {out}")
+
+
+@app.command()
+@plainly
+def draw(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies; see `list`.")],
+    figures: Figures = FIGURES,
+) -> None:
+    """Draw figures and write sentences anew from the tables, without measuring again."""
+    for one in [study(name) for name in names]:
+        typer.echo(f"{one.name}: {', '.join(one.draw(figures)['figures'])}")
 
 
 @app.command()

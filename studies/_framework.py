@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -20,19 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from bayesmeta import __version__
 from bayesmeta.atomic import whole_file
 from bayesmeta.results import InputError
+from studies._code import HERE, halves
 
 if TYPE_CHECKING:
     from matplotlib.animation import Animation
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-FRAMEWORK = Path(__file__)
-HERE = FRAMEWORK.parent
 ROOT = HERE.parent
 FIGURES = ROOT / "figures"
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "pyro-ppl", "statsmodels")
 FRAMES_A_SECOND = 12
-IMPORTED = re.compile(r"^\s*from studies\.([\w.]+)", re.MULTILINE)
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -41,24 +38,28 @@ class Result:
     """What a run of a study gives.
 
     Args:
-        table: one row per measurement; everything the headline says is computed from it.
-        figures: by the stem of their file, which begins with the study's name.
-        animations: the same; written as GIF, beside figures that say as much on paper.
+        table: one row per measurement; headline and figures are computed from it, as written.
+        figures: those that show more than the table holds, by the stem of their file.
         before: seconds of earlier runs whose parts were kept and are in the table.
     """
 
     table: DataFrame
-    figures: dict[str, Figure]
-    animations: dict[str, Animation] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
     before: float = 0.0
 
 
 class Module(Protocol):
-    """The names a study's module has."""
+    """The names a study's module has.
+
+    `draw` gives figures by the stem of their file, which begins with the study's name; an animation
+    becomes a GIF, beside figures that say as much on paper.
+    """
 
     QUESTION: str
 
     def run(self, quick: bool, device: str) -> Result: ...
+
+    def draw(self, table: DataFrame) -> Mapping[str, Figure | Animation]: ...
 
     def headline(self, table: DataFrame) -> str: ...
 
@@ -80,20 +81,12 @@ class Study:
         return cast("Module", import_module(f"studies.{self.name}"))
 
     @property
-    def code(self) -> str:
-        """sha256 of the study's files and those of other studies it uses, to know an old result."""
-        digest = hashlib.sha256()
-        for file in self._files():
-            digest.update(f"{file.name}\0".encode() + file.read_bytes())
-        return digest.hexdigest()
-
-    def _files(self) -> list[Path]:
-        """Its own, then those they import of `studies`, save the framework all have in common."""
-        found = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.py"))
-        for file in found:  # grows on the way
-            imported = sorted(set(IMPORTED.findall(file.read_text("utf-8"))))
-            found += [path for path in map(_file, imported) if path not in (*found, FRAMEWORK)]
-        return found
+    def code(self) -> dict[str, str]:
+        """sha256 of what measures and of what draws, to know an old table and an old figure."""
+        if self.path.is_file():
+            return halves(self.path)
+        module = self.path / "__init__.py"
+        return halves(module, sorted({*self.path.rglob("*.py")} - {module}))
 
     def run(self, *, quick: bool, device: str, out: Path) -> dict[str, Any]:
         """Run it and write table, figures and record, the record last. Returns the record."""
@@ -102,64 +95,109 @@ class Study:
         seconds = time.perf_counter() - started + result.before
         with whole_file(out / f"{self.name}.csv") as path:
             result.table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
-        record = {
+        measured = {
             "study": self.name,
-            "question": self.module.QUESTION,
-            "headline": self.answer(out),  # of the table as written, rounding included
             "seconds": round(seconds, 1),
             "quick": quick,
             "device": device,
-            "code": self.code,
-            "figures": self._draw(result, out),
             "versions": _versions(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        }
+        return self._tell(measured, result.figures, out)
+
+    def draw(self, out: Path) -> dict[str, Any]:
+        """Figures and sentences anew, from the table in a folder; those only a run draws stay.
+
+        Raises:
+            InputError: there is no table, or it is not of the code that measures as it is.
+        """
+        record, again = self.record(out), f"python -m studies run {self.name}"
+        if record is None or not self._table(out).is_file():
+            raise InputError(f"{self._table(out)} is not there: {again}")
+        if record["code"]["measuring"] != self.code["measuring"]:
+            raise InputError(f"{self._table(out)} is of older code: {again}")
+        return self._tell(record, {}, out)
+
+    def _tell(
+        self, measured: dict[str, Any], of_run: Mapping[str, Figure], out: Path
+    ) -> dict[str, Any]:
+        """Write what is drawn and said of the table as it was written, and the record, last."""
+        drawn = self.module.draw(self.read(out))
+        kept = [] if of_run else measured.get("figures_of_run", [])
+        figures = _write({**drawn, **of_run}, self.name, out)
+        for old in {*(self.record(out) or {}).get("figures", [])} - {*figures, *kept}:
+            (out / Path(old).name).unlink(missing_ok=True)
+        record = measured | {
+            "question": self.module.QUESTION,
+            "headline": self.answer(out),
+            "figures": [*figures, *kept],
+            "figures_of_run": kept or [f for f in figures if Path(f).stem in of_run],
+            "code": self.code,
         }
         with whole_file(out / f"{self.name}.json") as path:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
         return record
-
-    def _draw(self, result: Result, out: Path) -> list[str]:
-        """Write figures as PNG and SVG, animations as GIF, and remove those of an earlier run."""
-        from matplotlib.animation import PillowWriter
-
-        from bayesmeta.plots import save
-
-        stems = [*result.figures, *result.animations]
-        foreign = [stem for stem in stems if not stem.startswith(self.name)]
-        if foreign:
-            raise ValueError(f"figure {foreign[0]!r} must begin with the study's name")
-        names = [f"{stem}.{kind}" for stem in result.figures for kind in ("png", "svg")]
-        for name in names:
-            save(result.figures[name.rpartition(".")[0]], out / name)
-        for stem, animation in result.animations.items():
-            names.append(f"{stem}.gif")
-            with whole_file(out / names[-1]) as path:
-                animation.save(path, writer=PillowWriter(FRAMES_A_SECOND))
-        for old in set((self.record(out) or {}).get("figures", [])) - set(names):
-            (out / Path(old).name).unlink(missing_ok=True)
-        return names
 
     def record(self, out: Path) -> dict[str, Any] | None:
         """The record of the results in a folder; None if there are none."""
         path = out / f"{self.name}.json"
         return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
-    def answer(self, out: Path) -> str:
-        """The headline, computed from the table in a folder."""
+    def read(self, out: Path) -> DataFrame:
+        """The table in a folder; numbers that are whole or missing are whole again."""
         import pandas as pd
 
-        return self.module.headline(pd.read_csv(out / f"{self.name}.csv"))
+        table = pd.read_csv(self._table(out))
+        gaps = table.select_dtypes("float").columns
+        counts = [name for name in gaps if _counts(table[name])]
+        return table.astype(dict.fromkeys(counts, "Int64"))
+
+    def answer(self, out: Path) -> str:
+        """The headline, computed from the table in a folder."""
+        return self.module.headline(self.read(out))
+
+    def _table(self, out: Path) -> Path:
+        return out / f"{self.name}.csv"
 
     def state(self, out: Path) -> str:
-        """Of the results in a folder: not run, incomplete, stale, quick or current."""
+        """Of the results in a folder: not run, incomplete, stale, drawn by older code, ..."""
         record = self.record(out)
         if record is None:
             return "not run"
         if not all((out / name).is_file() for name in (f"{self.name}.csv", *record["figures"])):
             return "incomplete"
-        if record["code"] != self.code:
+        code = self.code
+        if record["code"]["measuring"] != code["measuring"]:
             return "stale"
+        if record["code"]["drawing"] != code["drawing"]:
+            return "drawn by older code"
         return "quick" if record["quick"] else "current"
+
+
+def _counts(column: Series) -> bool:
+    known = column.dropna()
+    return 0 < len(known) < len(column) and bool((known % 1 == 0).all())
+
+
+def _write(figures: Mapping[str, Figure | Animation], name: str, out: Path) -> list[str]:
+    """Figures as PNG and SVG, animations as GIF; the names of the files."""
+    from matplotlib.animation import Animation, PillowWriter
+
+    from bayesmeta.plots import save
+
+    written = []
+    for stem, figure in figures.items():
+        if not stem.startswith(name):
+            raise ValueError(f"figure {stem!r} must begin with the study's name")
+        if isinstance(figure, Animation):
+            written.append(f"{stem}.gif")
+            with whole_file(out / written[-1]) as path:
+                figure.save(path, writer=PillowWriter(FRAMES_A_SECOND))
+        else:
+            written += [f"{stem}.png", f"{stem}.svg"]
+            save(figure, out / written[-2])
+            save(figure, out / written[-1])
+    return written
 
 
 def studies() -> dict[str, Study]:
@@ -167,15 +205,10 @@ def studies() -> dict[str, Study]:
     found = {}
     for module in iter_modules([str(HERE)]):
         if not module.name.startswith("_"):
-            path = HERE / module.name
-            found[module.name] = Study(module.name, path if path.is_dir() else _file(module.name))
+            folder = HERE / module.name
+            path = folder if folder.is_dir() else folder.with_suffix(".py")
+            found[module.name] = Study(module.name, path)
     return found
-
-
-def _file(module: str) -> Path:
-    """Of a module of `studies`, named as it is imported."""
-    path = HERE.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def study(name: str) -> Study:

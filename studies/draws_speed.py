@@ -52,7 +52,7 @@ def run(quick: bool, device: str) -> Result:
     for draws in DRAWS[:2] if quick else DRAWS:
         rows += bench.measure(draws, turns=2 if quick else 15)
     table = pd.DataFrame(rows)
-    return Result(table, {"draws_speed": draw(table)})
+    return Result(table)
 
 
 class Bench:
@@ -178,7 +178,7 @@ def _draw(group: Group, draw: int) -> Group:
     return replace(alone, paths=alone.paths % TASKS)
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Milliseconds per draw against the number of draws."""
     with style():
         figure = Figure(figsize=(SINGLE, 2.6), layout="constrained")
@@ -196,6 +196,11 @@ def draw(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", alpha=0.3)
         figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", frameon=False)
     return figure
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"draws_speed": _figure(table)}
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -187,7 +187,7 @@ def run(quick: bool, device: str) -> Result:
     size = QUICK if quick else Size()
     table = pd.DataFrame([*inexact(size, device), *validated(size, device)])
     table = table.astype({"steps": "Int64", "separate": "Int64", "family": "Int64"})
-    return Result(table, {"envelope": _draw(table)})
+    return Result(table)
 
 
 def inexact(size: Size, device: str) -> Iterator[Row]:
@@ -264,6 +264,11 @@ def power(table: pd.DataFrame, gradient: str) -> float:
     return float(np.polyfit(np.log(rows.residual.astype(float)), np.log(rows.error), 1)[0])
 
 
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"envelope": _figure(table)}
+
+
 def headline(table: pd.DataFrame) -> str:
     """Powers of the residual, Reptile as defined, and the angles."""
     near = select(table, panel="inexact")
@@ -295,7 +300,7 @@ def _middle(angles: pd.DataFrame, kl: str, gradient: str) -> pd.Series:
     return select(angles, kl=kl, gradient=gradient).groupby("share").angle.median()
 
 
-def _draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     with style():
         figure = Figure(figsize=(DOUBLE, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)

@@ -36,7 +36,12 @@ def run(quick: bool, device: str) -> Result:
         in_own_process("studies.growth", tasks, repeats, device) for tasks, repeats in sizes.items()
     ]
     table = pd.DataFrame(rows)
-    return Result(table, {"growth": draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"growth": _figure(table)}
 
 
 def headline(table: pd.DataFrame) -> str:
@@ -61,7 +66,7 @@ def slope(table: pd.DataFrame, column: str) -> float:
     return round(float(fitted[0]), 6)
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Seconds and MiB against tasks, log-log, with linear growth through the largest size."""
     with style():
         figure = Figure(figsize=(DOUBLE, 2.5), layout="constrained")

@@ -48,7 +48,7 @@ def run(quick: bool, device: str) -> Result:
         raise RuntimeError(f"NUTS is no reference: {'; '.join(draws.problems())}")
     parts = [_compare(name, q, draws) for name, q in zip(METHODS, (fit, best), strict=True)]
     table = pd.concat(parts, ignore_index=True)
-    return Result(table, {"laplace_nuts": draw(table)})
+    return Result(table)
 
 
 def _compare(method: str, fit: bm.Fit, draws: bm.pyro_bridge.NutsResult) -> pd.DataFrame:
@@ -74,6 +74,11 @@ def _compare(method: str, fit: bm.Fit, draws: bm.pyro_bridge.NutsResult) -> pd.D
     ).assign(**columns)
 
 
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"laplace_nuts": _figure(table)}
+
+
 def headline(table: pd.DataFrame) -> str:
     """The typical and the largest differences of each."""
     said = []
@@ -92,7 +97,7 @@ def headline(table: pd.DataFrame) -> str:
     )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Means and sds against NUTS."""
     with style():
         figure = Figure(figsize=(DOUBLE, 3.0), layout="constrained")

@@ -39,7 +39,12 @@ def run(quick: bool, device: str) -> Result:
     chosen = {"eight_schools": FITS["eight_schools"]} if quick else FITS
     table = pd.concat([_compare(name, make(device), quick) for name, make in chosen.items()])
     table = table.reset_index(drop=True)
-    return Result(table, {"nuts_agreement": draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"nuts_agreement": _figure(table)}
 
 
 def headline(table: pd.DataFrame) -> str:
@@ -145,7 +150,7 @@ def _quadrature(fit: bm.Fit) -> tuple[torch.Tensor, torch.Tensor]:
     return exact, (weight * (grid - exact).square()).sum(0).sqrt()
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Differences of means and sds in posterior sds, and k̂; a row of panels per set."""
     sets = list(table["set"].unique())
     with style():

@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 import bayesmeta as bm
-from bayesmeta.plots import COLOURS, MARKERS, draw, style
+from bayesmeta import plots
+from bayesmeta.plots import COLOURS, MARKERS, style
 from studies._framework import Result
 from studies._sets import frame
 
@@ -37,13 +38,18 @@ def run(quick: bool, device: str) -> Result:
     table = grouped.nll.agg(["mean", "sem", "count"]).reset_index()
     table["gain"] = grouped.gain.mean().to_numpy()
     table["gain_se"] = grouped.gain.sem().to_numpy()
-    whole = _fit(_family("sleepstudy", device))
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The scores; and the spread of the posteriors of one set, which a fit gives at once."""
+    whole = _fit(_family("sleepstudy", "cpu"))
     with style():
-        spread = draw("spread", whole)
+        spread = plots.draw("spread", whole)
     for ax, label in zip(spread.axes, ("intercept (ms)", "Days (ms per day)"), strict=True):
         ax.set_xlabel(label)
     spread.axes[0].set_ylabel("subject")
-    return Result(table, {"pooling_scores": _draw(table), "pooling_spread": spread})
+    return {"pooling_scores": _draw(table), "pooling_spread": spread}
 
 
 def headline(table: pd.DataFrame) -> str:

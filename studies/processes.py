@@ -64,7 +64,7 @@ def run(quick: bool, device: str) -> Result:
     if several > 1:
         rows += _answers(asked, several, ("apart", "together"))
     table = _table(pd.DataFrame(rows))
-    return Result(table, {"processes": draw(table)})
+    return Result(table)
 
 
 def _answers(asked: dict[str, Any], size: int, hows: Sequence[str]) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ FITS: dict[str, Fitted] = {"maml": maml, "images": images, "joint": joint}
 # The result
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Left, how far θ₀ is from that of one process; right, what a step takes beside one's."""
     with style():
         figure = Figure(figsize=(DOUBLE, 2.3), layout="constrained")
@@ -282,6 +282,11 @@ def _times(ax: Axes, table: pd.DataFrame, names: list[str]) -> None:
     ax.axvline(1, color="black", linewidth=0.8, linestyle=":", label="one process")
     ax.set(xlabel=f"time of a step, {size} processes ÷ one (float32)")
     ax.set_xlim(0, max(2.2, ax.get_xlim()[1]))
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"processes": _figure(table)}
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -118,9 +118,12 @@ def run(quick: bool, device: str) -> Result:
     jobs = [(case, f"{case.reference}_{name}", name) for case in exact for name in ("ML", "REML")]
     jobs += [(case, case.reference, "ELBO") for case in (BOUNDS[1:2] if quick else BOUNDS)]
     rows = [_compare(case, name, references[key], device) for case, key, name in jobs]
-    table = pd.DataFrame(rows)
-    figures = {"reference_fits": draw_exact(table), "reference_fits_bounds": draw_bounds(table)}
-    return Result(table, figures)
+    return Result(pd.DataFrame(rows))
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"reference_fits": draw_exact(table), "reference_fits_bounds": draw_bounds(table)}
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -66,7 +66,7 @@ def run(quick: bool, device: str) -> Result:
                 _compared(kind, step, bm.fit(model, family, method=method, prior=held), draws)
             )
     table = pd.concat(rows, ignore_index=True)
-    return Result(table, {"sgld_nuts": draw(table)})
+    return Result(table)
 
 
 def langevin(step: float, runs: int, **options) -> bm.methods.Method:
@@ -104,7 +104,7 @@ def _compared(
     )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Errors of means and sds against ε: a mark per kind at the median, a bar over all weights."""
     with style():
         figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
@@ -139,6 +139,11 @@ def _panel(ax: Axes, table: pd.DataFrame, column: str, label: str) -> None:
     ax.set(xscale="log", xlabel="step size ε", ylabel=label)
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {"sgld_nuts": _figure(table)}
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -63,8 +63,12 @@ def study(
         }
         rows += [_row(name, points, values, query) for name, values in scored.items()]
     table = pd.DataFrame(rows).assign(fit_evidence=fitted.log_evidence, fit_noise=fitted.noise)
-    figures = {"sinusoid_prior_scores": _scores(table), "sinusoid_prior_fans": _fans(adapted)}
-    return Result(table, figures)
+    return Result(table, {"sinusoid_prior_fans": _fans(adapted)})
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The figure of the table; the fans are of the fit itself."""
+    return {"sinusoid_prior_scores": _scores(table)}
 
 
 def headline(table: pd.DataFrame) -> str:

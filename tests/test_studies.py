@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pandas as pd
@@ -69,27 +70,55 @@ def test_a_study_of_processors_is_not_run_elsewhere():
         conjugate_time.run(quick=True, device="cuda")
 
 
+CODE = """import other
+from studies._shared import measured, shown
+QUESTION = "How much is two?"
+def run(quick, device):
+    return measured(1)
+def draw(table):
+    return shown(table)
+def headline(table):
+    return "two"
+"""
+SHARED = """def measured(x):
+    return two(x)
+def two(x):
+    return 2
+def shown(table):
+    return ruler(table)
+def ruler(table):
+    return {}
+"""
+
+
 class Fake:
     """A study without a file of its own."""
 
     QUESTION = "How much is two?"
-    figures = ("fake",)
+    value = 2.0
+    drawn = ("fake",)
+    of_run = ()
 
     def run(self, quick, device):
-        return Result(pd.DataFrame({"answer": [2.0]}), {name: Figure() for name in self.figures})
+        table = pd.DataFrame({"answer": [self.value, None]})
+        return Result(table, {name: Figure() for name in self.of_run})
+
+    def draw(self, table):
+        assert table["answer"].dtype == "Int64"  # as it would be without the file between
+        return {name: Figure() for name in self.drawn}
 
     def headline(self, table):
-        return f"two is {table['answer'].item():g}"
+        return f"two is {table['answer'][0]:g}"
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     module = Fake()
     monkeypatch.setattr(Study, "module", property(lambda _: module))
-    code = tmp_path / "code" / "fake.py"
-    code.parent.mkdir()
-    code.write_text("x = 1\n")
-    return Study("fake", code), module, tmp_path / "figures"
+    monkeypatch.setattr("studies._code.HERE", tmp_path)
+    (tmp_path / "fake.py").write_text(CODE)
+    (tmp_path / "_shared.py").write_text(SHARED)
+    return Study("fake", tmp_path / "fake.py"), module, tmp_path / "figures"
 
 
 def test_a_result_is_stale_when_the_code_has_changed_since(fake):
@@ -97,12 +126,59 @@ def test_a_result_is_stale_when_the_code_has_changed_since(fake):
     assert one.state(out) == "not run"
     one.run(quick=False, device="cpu", out=out)
     assert one.state(out) == "current"
-    one.path.write_text("x = 2\n")
+    one.path.write_text(CODE.replace("measured(1)", "measured(2)"))
     assert one.state(out) == "stale"
-    one.path.write_text("x = 1\n")
+    with pytest.raises(InputError, match="of older code: python -m studies run fake"):
+        one.draw(out)
+    one.path.write_text(CODE)
     assert one.state(out) == "current"
     (out / "fake.svg").unlink()
     assert one.state(out) == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "state"),
+    [
+        ("fake.py", "return shown", "return  shown", "drawn by older code"),
+        ("fake.py", '"two"', '"two!"', "drawn by older code"),
+        ("fake.py", "much is two", "much is 2", "drawn by older code"),
+        ("_shared.py", "ruler(table)", "ruler(table )", "drawn by older code"),
+        ("_shared.py", "return 2", "return 3", "stale"),
+        ("_shared.py", "def shown", "HOW = 1\ndef shown", "stale"),  # who knows who reads it
+        ("_shared.py", "def shown", "if HOW:\n    pass\ndef shown", "stale"),
+    ],
+)
+def test_what_measures_is_told_from_what_draws(file, before, after, state, fake):
+    one, _, out = fake
+    one.run(quick=False, device="cpu", out=out)
+    path = one.path.parent / file
+    path.write_text(path.read_text().replace(before, after))
+    assert one.state(out) == state
+
+
+def test_drawing_anew_takes_the_table_as_it_is_and_keeps_what_only_a_run_draws(fake):
+    one, module, out = fake
+    with pytest.raises(InputError, match="not there: python -m studies run fake"):
+        one.draw(out)
+    module.of_run = ("fake_fit",)
+    ran = one.run(quick=False, device="cpu", out=out)
+    fitted = (out / "fake_fit.png").read_bytes()
+    module.drawn, module.QUESTION, module.value = ("fake_more",), "What is two?", 3.0
+    record = one.draw(out)
+    assert record["question"] == "What is two?" and record["headline"] == "two is 2"
+    files = ["fake_more.png", "fake_more.svg", "fake_fit.png", "fake_fit.svg"]
+    assert record["figures"] == files == one.draw(out)["figures"]
+    assert {p.name for p in out.iterdir()} == {*files, "fake.csv", "fake.json"}
+    assert (out / "fake_fit.png").read_bytes() == fitted
+    assert [record[name] for name in ("seconds", "versions")] == [ran["seconds"], ran["versions"]]
+    assert one.state(out) == "current"
+
+
+def test_a_figure_of_another_name_is_refused_before_it_is_written(fake):
+    one, module, out = fake
+    module.drawn = ("growth",)
+    with pytest.raises(ValueError, match="must begin with the study's name"):
+        one.run(quick=False, device="cpu", out=out)
 
 
 def test_an_animation_is_a_file_of_many_frames(fake):
@@ -110,9 +186,7 @@ def test_an_animation_is_a_file_of_many_frames(fake):
     figure = Figure(figsize=(1, 1))
     line = figure.subplots().plot([0, 1])[0]
     moving = FuncAnimation(figure, lambda i: line.set_ydata([0, i]) or [line], frames=3)
-    module.run = lambda quick, device: Result(
-        pd.DataFrame({"answer": [2.0]}), {"fake": Figure()}, {"fake_moving": moving}
-    )
+    module.draw = lambda table: {"fake": Figure(), "fake_moving": moving}
     record = one.run(quick=False, device="cpu", out=out)
     assert "fake_moving.gif" in record["figures"]
     with Image.open(out / "fake_moving.gif") as found:
@@ -124,12 +198,13 @@ def test_the_code_of_a_folder_is_all_of_it(tmp_path):
     folder = Study("folder", tmp_path)
     (tmp_path / "__init__.py").write_text("")
     before = folder.code
-    (tmp_path / "part.py").write_text("y = 1\n")
-    assert folder.code != before
+    (tmp_path / "worker.py").write_text("from problem import y\ny = 1\n")  # run by its path
+    assert folder.code["measuring"] != before["measuring"]
+    assert folder.code["drawing"] == before["drawing"]
 
 
 def test_the_code_of_a_study_is_also_what_it_imports_of_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("studies._framework.HERE", tmp_path)
+    monkeypatch.setattr("studies._code.HERE", tmp_path)
     (tmp_path / "asked.py").write_text("from studies._shared import x\n")
     (tmp_path / "_shared.py").write_text("def f():\n    from studies.far.part import x\n")
     (tmp_path / "far").mkdir()
@@ -143,32 +218,38 @@ def test_the_code_of_a_study_is_also_what_it_imports_of_others(tmp_path, monkeyp
     assert asked.code != before
 
 
+def test_every_study_has_code_of_both_kinds():
+    for one in studies().values():
+        measuring, drawing = one.code["measuring"], one.code["drawing"]
+        assert measuring != drawing
+        assert hashlib.sha256(b"").hexdigest() not in (measuring, drawing)
+
+
 @pytest.mark.parametrize("name", list(studies()))
 def test_committed_results_are_of_a_full_run_of_the_code_as_it_is(name):
     state = study(name).state(FIGURES)
-    assert state == "current", f"figures/{name} is {state}: python -m studies run {name}"
+    again = "draw" if state == "drawn by older code" else "run"
+    assert state == "current", f"figures/{name} is {state}: python -m studies {again} {name}"
 
 
 def test_figures_an_earlier_run_made_are_removed_and_others_are_left(fake):
     one, module, out = fake
-    module.figures = ("fake", "fake_second")
+    module.drawn = ("fake", "fake_second")
     one.run(quick=False, device="cpu", out=out)
     (out / "other.png").write_text("")
-    module.figures = ("fake",)
+    module.drawn = ("fake",)
     one.run(quick=False, device="cpu", out=out)
     assert {p.name for p in out.iterdir()} == {
         "fake.csv", "fake.json", "fake.png", "fake.svg", "other.png"
     }  # fmt: skip
-    module.figures = ("stranger",)
-    with pytest.raises(ValueError, match="must begin with the study's name"):
-        one.run(quick=False, device="cpu", out=out)
 
 
 def test_list_computes_the_answer_from_the_table_and_reports_a_stale_one(tmp_path):
     exact = {"criterion": "ML", "nats": 1e-9, "theta0": 1e-9, "prior_sd": 1e-9, "noise": 1e-9}
     bound = {"criterion": "ELBO", "nats": -0.5, "theta0": 1e-2, "prior_sd": 0.1}
     pd.DataFrame([exact, bound]).to_csv(tmp_path / "reference_fits.csv", index=False)
-    record = {"code": "of another day", "quick": False, "seconds": 7.0, "figures": []}
+    code = {"measuring": "of another day", "drawing": "of another day"}
+    record = {"code": code, "quick": False, "seconds": 7.0, "figures": []}
     (tmp_path / "reference_fits.json").write_text(json.dumps(record))
     done = CliRunner().invoke(app, ["list", "--figures", str(tmp_path)])
     assert done.exit_code == 0, done.output

@@ -8,6 +8,8 @@ its expectation where the outcome is random, both of which the notes hope are sm
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.animation import Animation
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.anchor import figure_sum, figures, measure, moving
@@ -25,15 +27,17 @@ def run(quick: bool, device: str) -> Result:
     parts = (measure.single, measure.sums, measure.noisy)
     table = pd.DataFrame([row for part in parts for row in part(size, device)])
     table = table.astype({"tasks": "Int64", "family": "Int64", "minima": "Int64"})
-    return Result(
-        table,
-        {
-            "anchor": figures.anchored(),
-            "anchor_minimum": figures.minimum(table),
-            "anchor_sum": figure_sum.smoothing(table),
-        },
-        {"anchor_moving": moving.animation(frames=6 if quick else 60)},
-    )
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure | Animation]:
+    """The study's figures, by name."""
+    return {
+        "anchor": figures.anchored(),
+        "anchor_minimum": figures.minimum(table),
+        "anchor_sum": figure_sum.smoothing(table),
+        "anchor_moving": moving.animation(),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

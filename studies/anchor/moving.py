@@ -19,7 +19,7 @@ from studies.anchor.waves import F64
 FURTHEST = 4.2
 
 
-def animation(frames: int) -> FuncAnimation:
+def animation(frames: int = 60) -> FuncAnimation:
     """θ₀ from one end to the other and back; left the losses, right θ* against θ₀."""
     path = [-FURTHEST * math.cos(2 * math.pi * k / frames) for k in range(frames)]
     minima = ONE.minima(torch.tensor(path, dtype=F64))[0].tolist()

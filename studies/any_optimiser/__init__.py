@@ -37,10 +37,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bayesmeta.atomic import whole_file
 from studies._framework import Result
-from studies.any_optimiser.drawing import draw
+from studies.any_optimiser import drawing
 from studies.any_optimiser.findings import algorithms, ends, ratio
 from studies.any_optimiser.settings import FULL, QUICK
 from studies.any_optimiser.tasks import FAMILIES
@@ -63,10 +64,16 @@ def run(quick: bool, device: str) -> Result:
         for family in FAMILIES
     ]
     table = pd.concat(parts, ignore_index=True)
-    result = Result(table, {"any_optimiser": draw(table)})
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
-    return result
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "any_optimiser": drawing.draw(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ interval does not, its form misleads. Afterwards the prior is fitted as well, to
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.calibration import figures, fitted, measure, power
@@ -36,15 +37,17 @@ def run(quick: bool, device: str) -> Result:
     table = pd.DataFrame(rows)
     whole = ["rows", "tasks", "flagged", "bin", "count", "fits", "judged", "sets"]
     table = table.astype(dict.fromkeys(whole, "Int64"))
-    return Result(
-        table,
-        {
-            "calibration": figures.coverage(table),
-            "calibration_ranks": figures.ranks(table),
-            "calibration_functionals": figures.functionals(table),
-            "calibration_fitted": figures.fitted(table),
-        },
-    )
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "calibration": figures.coverage(table),
+        "calibration_ranks": figures.ranks(table),
+        "calibration_functionals": figures.functionals(table),
+        "calibration_fitted": figures.fitted(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result, in_own_process
 from studies.compute_memory import figures
@@ -22,7 +23,14 @@ def run(quick: bool, device: str) -> Result:
     """Measure all in one other process."""
     size = "quick" if quick else "full"
     table = pd.DataFrame(in_own_process("studies.compute_memory.measure", device, size))
-    return Result(table, {"compute_memory": figures.draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "compute_memory": figures.draw(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -37,7 +37,14 @@ def run(quick: bool, device: str) -> Result:
     table = pd.DataFrame(rows)
     ours = table[table["tool"] == "bayesmeta"].set_index("set")["seconds"]
     table["times_ours"] = table["seconds"] / table["set"].map(ours)
-    return Result(table, {PLOT: draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        PLOT: _figure(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:
@@ -71,7 +78,7 @@ def _setting(rows: pd.DataFrame, word: str) -> pd.Series | None:
     return None if chosen.empty else chosen.iloc[0]
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Median seconds of every contender, from fastest to slowest repeat; a panel per set."""
     sets = list(table["set"].unique())
     with style():

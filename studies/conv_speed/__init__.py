@@ -18,6 +18,7 @@ search for algorithms, and peak memory.
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result, in_own_process
 from studies.conv_speed import figures, passes, timing
@@ -38,7 +39,14 @@ def run(quick: bool, device: str) -> Result:
     else:
         rows += in_own_process("studies.conv_speed.passes", device, "full")
     table = pd.DataFrame(rows).assign(device=device)
-    return Result(table, {"conv_speed": figures.draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "conv_speed": figures.draw(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

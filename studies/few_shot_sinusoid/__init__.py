@@ -23,10 +23,11 @@ fixed step diverges, where there are any; the table has the median beside it.
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bayesmeta.results import InputError
 from studies._framework import Result, in_own_process
-from studies.few_shot_sinusoid.drawing import draw
+from studies.few_shot_sinusoid import drawing
 from studies.few_shot_sinusoid.settings import CHOSEN
 from studies.few_shot_sinusoid.worker import Size, measure
 
@@ -55,7 +56,14 @@ def run(quick: bool, device: str) -> Result:
             module = "studies.few_shot_sinusoid.worker"
             rows += in_own_process(module, name, trial, SECONDS, SEED, "charge")
     table = pd.DataFrame(rows)
-    return Result(table, {"few_shot_sinusoid": draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "few_shot_sinusoid": drawing.draw(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

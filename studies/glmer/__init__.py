@@ -39,7 +39,14 @@ def run(quick: bool, device: str) -> Result:
     where = pd.MultiIndex.from_frame(table[["fit", "points"]])
     table["nats_from_ours"] = table["log_likelihood"] - ours["log_likelihood"].loc[where].to_numpy()
     table["times_ours"] = table["seconds"] / ours["seconds"].loc[where].to_numpy()
-    return Result(table, {"glmer": draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "glmer": _figure(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:
@@ -59,7 +66,7 @@ def headline(table: pd.DataFrame) -> str:
     )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _figure(table: pd.DataFrame) -> Figure:
     """Median seconds, from fastest to slowest repeat, and what glmer's log-likelihood lacks."""
     keys = list(dict.fromkeys(zip(table["fit"], table["points"], strict=True)))[::-1]
     looks = {

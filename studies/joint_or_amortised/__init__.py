@@ -23,6 +23,7 @@ has what it does to θ₀. Intervals are over tasks; `nll_seed_sd` has the sprea
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.joint_or_amortised import figures, measure
@@ -38,8 +39,15 @@ def run(quick: bool, device: str) -> Result:
     table = table.astype(
         dict.fromkeys(["seed", "outer_steps", "points", "seeds", "tasks"], "Int64")
     )
-    drawn = {"joint_or_amortised": figures.curves, "joint_or_amortised_summary": figures.summary}
-    return Result(table, {stem: draw(table) for stem, draw in drawn.items()})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "joint_or_amortised": figures.curves(table),
+        "joint_or_amortised_summary": figures.summary(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.meta_gradient_accuracy import figures, measure
@@ -34,14 +35,16 @@ def run(quick: bool, device: str) -> Result:
     table = pd.DataFrame([row for part in parts for row in part(size, device)])
     whole = ["steps", "cg_steps", "recorded", "task"]  # some panels have none: whole, but nullable
     table = table.astype(dict.fromkeys(whole, "Int64"))
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
     slopes = {method: (slope(table, method), paper) for method, paper in PAPER.items()}
-    return Result(
-        table,
-        {
-            "meta_gradient_accuracy": figures.accuracy(table),
-            "meta_gradient_accuracy_growth": figures.growth(table, slopes),
-        },
-    )
+    return {
+        "meta_gradient_accuracy": figures.accuracy(table),
+        "meta_gradient_accuracy_growth": figures.growth(table, slopes),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

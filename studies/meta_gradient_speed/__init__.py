@@ -15,6 +15,7 @@ default this one); a row without a time says what it lacks.
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result, in_own_process
 from studies.meta_gradient_speed import figures, timing
@@ -33,7 +34,14 @@ def run(quick: bool, device: str) -> Result:
     times = timing.quick(device) if quick else timing.full(device)
     peaks = in_own_process("studies.meta_gradient_speed.memory", device, *steps)
     table = pd.DataFrame([*times, *peaks])
-    return Result(table, {"meta_gradient_speed": figures.draw(table)})
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "meta_gradient_speed": figures.draw(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ is kept under runs/ (or BAYESMETA_RUNS) and goes on from there.
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.omniglot import drawing
@@ -33,7 +34,12 @@ def run(quick: bool, device: str) -> Result:
             rows += [common | row for row in errors(fit)]
     table = pd.DataFrame(rows)
     trainings = table.drop_duplicates("name")["seconds"].sum()  # in this run or before
-    return Result(table, drawing.figures(table), before=float(trainings))
+    return Result(table, before=float(trainings))
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return drawing.figures(table)
 
 
 def headline(table: pd.DataFrame) -> str:

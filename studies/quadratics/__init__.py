@@ -9,6 +9,7 @@ and the question is answered by a counter-example that is proved, and by a searc
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.quadratics import figures, measure
@@ -31,14 +32,16 @@ def run(quick: bool, device: str) -> Result:
     whole = ("steps", "proved_minima", "cells", "pairs", "most_minima")
     counts = ("not_convex", "sum_not_convex", "several_minima")
     table = table.astype(dict.fromkeys((*whole, *counts), "Int64"))
-    return Result(
-        table,
-        {
-            "quadratics": figures.weighted(table),
-            "quadratics_adaptation": figures.adaptation(table),
-            "quadratics_convexity": figures.convexity(table),
-        },
-    )
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "quadratics": figures.weighted(table),
+        "quadratics_adaptation": figures.adaptation(table),
+        "quadratics_convexity": figures.convexity(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

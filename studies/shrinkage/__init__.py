@@ -8,6 +8,7 @@ that the true variances are known: 0.3² in that layer, and 0 in the others.
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.shrinkage import figures, measure
@@ -21,10 +22,15 @@ QUESTION = "If tasks differ in one layer of a network only, does a learned prior
 def run(quick: bool, device: str) -> Result:
     """All forms in all cases, and the two figures."""
     size = measure.QUICK if quick else measure.Size()
-    table = pd.DataFrame(measure.measured(size, device))
-    return Result(
-        table, {"shrinkage": figures.layers(table), "shrinkage_scores": figures.scores(table)}
-    )
+    return Result(pd.DataFrame(measure.measured(size, device)))
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "shrinkage": figures.layers(table),
+        "shrinkage_scores": figures.scores(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.two_paths import figures, measure
@@ -31,14 +32,16 @@ def run(quick: bool, device: str) -> Result:
     )
     table = pd.DataFrame([row for part in parts for row in part(size, device)])
     table = table.astype(dict.fromkeys(["paths", "ahead", "estimates", "start", "run"], "Int64"))
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
     slopes = {rule: slope(table, rule)[0] for rule in measure.RULES}
-    return Result(
-        table,
-        {
-            "two_paths": figures.estimators(table, slopes),
-            "two_paths_descent": figures.descent(table),
-        },
-    )
+    return {
+        "two_paths": figures.estimators(table, slopes),
+        "two_paths_descent": figures.descent(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from studies._framework import Result
 from studies.which_minimum import figures, measure
@@ -29,15 +30,17 @@ def run(quick: bool, device: str) -> Result:
     size = measure.QUICK if quick else measure.Size()
     table = pd.DataFrame([*measure.curves(size), *measure.points(size, device)])
     table = table.astype({"steps": "Int64", "paths": "Int64"})
-    return Result(
-        table,
-        {
-            "which_minimum_law": figures.law(measure.shown(size), size.late),
-            "which_minimum_objective": figures.objective(table),
-            "which_minimum_gradient": figures.gradient(table, size),
-            "which_minimum_spread": figures.spread(table, size),
-        },
-    )
+    return Result(table)
+
+
+def draw(table: pd.DataFrame) -> dict[str, Figure]:
+    """The study's figures, by name."""
+    return {
+        "which_minimum_law": figures.law(table),
+        "which_minimum_objective": figures.objective(table),
+        "which_minimum_gradient": figures.gradient(table),
+        "which_minimum_spread": figures.spread(table),
+    }
 
 
 def headline(table: pd.DataFrame) -> str:

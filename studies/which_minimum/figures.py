@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,8 @@ from matplotlib.figure import Figure
 
 from bayesmeta.plots import COLOURS, DOUBLE, style
 from studies.which_minimum.exact import propagate, split
-from studies.which_minimum.measure import JUMP, NEAR, PROBLEM, WIDE, select, shown
+from studies.which_minimum.measure import JUMP, NEAR, PROBLEM, WIDE, select
 from studies.which_minimum.problem import F64
-
-if TYPE_CHECKING:
-    from studies.which_minimum.measure import Size
 
 ANCHORS = ((0.65, "-"), (JUMP, (0, (5, 1.5))), (0.95, (0, (1, 1))))
 SHADES = ("#0072B2", "#7F7F7F", "#D55E00")
@@ -37,8 +34,9 @@ MARKS = {
 NUDGES = {"pathwise": 0.985, "score": 1.015}  # so that two bars at one place are both seen
 
 
-def law(temperature: float, steps: int) -> Figure:
+def law(table: pd.DataFrame) -> Figure:
     """Left the losses, right where SGLD ends, for three anchors."""
+    temperature, _, steps = _shown(table)
     with style():
         figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -87,22 +85,23 @@ def objective(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def gradient(table: pd.DataFrame, size: Size) -> Figure:
+def gradient(table: pd.DataFrame) -> Figure:
     """dE[g]/dθ₀ and its parts around the jump, early and late, and against T."""
+    tau, first, last = _shown(table)
     with style():
         figure = Figure(figsize=(DOUBLE, 3.1), layout="constrained")
         early, late, against = figure.subplots(1, 3)
-        for ax, steps in ((early, size.early), (late, size.late)):
-            rows = select(table, temperature=shown(size), steps=steps)
+        for ax, steps in ((early, first), (late, last)):
+            rows = select(table, temperature=tau, steps=steps)
             near = select(rows, panel="near")
             _parts(ax, near, "theta0")
             _marks(ax, _within(select(rows, panel="point"), NEAR), "theta0")
-            ax.set(xlabel="θ₀", xlim=NEAR, title=f"τ = {shown(size):g}, T = {steps} steps")
+            ax.set(xlabel="θ₀", xlim=NEAR, title=f"τ = {tau:g}, T = {steps} steps")
         early.set(ylabel="d/dθ₀ E[g], nats per unit of θ₀")
-        rows = _sweep(table, size)
+        rows = _sweep(table)
         _parts(against, rows, "steps")
         _marks(against, rows, "steps")
-        against.set(xscale="log", xlabel="T, steps", title=f"τ = {shown(size):g}, θ₀ = {JUMP:.2f}")
+        against.set(xscale="log", xlabel="T, steps", title=f"τ = {tau:g}, θ₀ = {JUMP:.2f}")
         against.set(ylim=(-1.0, 2.4))  # pathwise bars leave it
         _whole_ticks(against, rows)
         handles, names = late.get_legend_handles_labels()
@@ -110,17 +109,17 @@ def gradient(table: pd.DataFrame, size: Size) -> Figure:
     return figure
 
 
-def spread(table: pd.DataFrame, size: Size) -> Figure:
+def spread(table: pd.DataFrame) -> Figure:
     """The sd of one path's estimate, against θ₀ and against T: exact, and as it was found."""
+    tau, first, _ = _shown(table)
     with style():
         figure = Figure(figsize=(DOUBLE, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        tau = shown(size)
-        rows = select(table, panel="point", steps=size.early, temperature=tau)
+        rows = select(table, panel="point", steps=first, temperature=tau)
         _spreads(left, _within(rows, NEAR), "theta0")
         left.set(xlabel="θ₀", ylabel="sd of one path's estimate, nats per unit of θ₀")
-        left.set(yscale="log", title=f"τ = {tau:g}, T = {size.early} steps")
-        rows = _sweep(table, size)
+        left.set(yscale="log", title=f"τ = {tau:g}, T = {first} steps")
+        rows = _sweep(table)
         _spreads(right, rows, "steps")
         right.set(xscale="log", xlabel="T, steps", title=f"τ = {tau:g}, θ₀ = {JUMP:.2f}")
         _whole_ticks(right, rows)
@@ -153,10 +152,16 @@ def _jagged() -> tuple[np.ndarray, np.ndarray]:
     return np.array(x), np.array(y)
 
 
-def _sweep(table: pd.DataFrame, size: Size) -> pd.DataFrame:
+def _sweep(table: pd.DataFrame) -> pd.DataFrame:
     """The rows at the jump at one temperature, by T."""
-    rows = select(table[table.panel.isin(("point", "steps"))], temperature=shown(size))
+    rows = select(table[table.panel.isin(("point", "steps"))], temperature=_shown(table)[0])
     return select(rows, theta0=JUMP).sort_values("steps")
+
+
+def _shown(table: pd.DataFrame) -> tuple[float, int, int]:
+    """The temperature and the two numbers of steps that the figures are about."""
+    steps = select(table, panel="point").steps
+    return select(table, panel="steps").temperature.iloc[0], int(steps.min()), int(steps.max())
 
 
 def _within(rows: pd.DataFrame, ends: tuple[float, float]) -> pd.DataFrame:
