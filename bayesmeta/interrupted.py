@@ -66,9 +66,10 @@ def options(context: typer.Context, run: Path) -> dict[str, Any]:
         if name not in ANYWAY and source is not None and source.name != "DEFAULT"
     ]
     if given:
+        flag = f"--{given[0].replace('_', '-')}"
         raise InputError(
-            f"--resume goes on with the options that the fit has, and --{given[0].replace('_', '-')} was given: "
-            "leave it out, or make the fit's whole command again without --resume"
+            f"--resume goes on with the options that the fit has, and {flag} was given: leave it "
+            "out, or make the fit's whole command again without --resume"
         )
     found = Checkpoint(checkpoint_of(run)).made_by()
     folder = found.pop(FOLDER)
