@@ -17,6 +17,7 @@ import bayesmeta as bm
 from bayesmeta import arviz_export, likelihoods, methods, predictions, report
 from bayesmeta.ranks import Ranks
 from bayesmeta.records import MOST_NAMED
+from bayesmeta.seal import sealed
 
 SHORT = {"outer_steps": 3, "outer_lr": 0.01, "batch": 4}
 MAML = methods.maml(steps=1, lr=0.4, support=None, **SHORT)
@@ -71,18 +72,19 @@ def test_a_run_comes_back_as_it_was(folder):
     assert torch.equal(*scores) and bool(scores[0].isfinite().all())
 
 
-def test_a_run_from_before_streams_were_recorded_is_read(folder, tmp_path):
-    old = tmp_path / "old"
-    old.mkdir()
-    for path in folder.iterdir():
-        (old / path.name).write_bytes(path.read_bytes())
-    written = record(folder) | {"names": list(conv().model.names)}
-    del written["stream"]
-    (old / "run.json").write_text(json.dumps(written), encoding="utf-8")
+def test_names_of_other_weights_are_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, content in files.items():
+        (other / name).write_bytes(content)
+    written = record(folder)
+    belonging = {name: files[name] for name in written.pop("files")}
+    del written["seal"]
+    written["names"] = list(conv().model.names)  # more than are listed: their digest is
+    (other / "run.json").write_text(json.dumps(sealed(written, belonging)), encoding="utf-8")
     with pytest.raises(bm.InputError, match="other names"):
-        bm.load(old)  # a list is compared as a list; this is of more weights than one lists
-    (old / "run.json").write_text(json.dumps(written | {"names": record(folder)["names"]}))
-    assert bm.load(old).stream is None
+        bm.load(other)
 
 
 # Many weights
