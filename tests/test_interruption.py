@@ -97,7 +97,7 @@ def test_the_second_signal_leaves_at_once(tmp_path):
 
 
 def test_another_fit_of_the_same_folder_is_refused_while_one_runs(tmp_path):
-    running = started(tmp_path)
+    running = started(tmp_path, "--steps", 50000)
     second = subprocess.run(
         command(SLEEP, *OPTIONS, "--steps", STEPS, "--out", "run"),
         cwd=tmp_path, env=environment(), text=True, capture_output=True, check=False,
