@@ -25,16 +25,22 @@ from bayesmeta.stopping import Stopped, asked_to_stop
 DENSE_LIMIT = 300
 REPORTED = 10
 """Steps between two values that are waited for, to be reported."""
+PATIENCE = 50
+"""Steps in a row that may fail before a descent gives up."""
 Callback = Callable[[int, int, float], None]
 Group = tuple[type[torch.optim.Adam] | type[torch.optim.SGD], Sequence[Tensor], float]
 
 
 @dataclass
 class Trace:
-    """What an outer loop went through: M in nats per step, and how it ended."""
+    """What an outer loop went through: M in nats per step, and how it ended.
+
+    A descent that gave up is at its last good step.
+    """
 
     values: list[float] = field(default_factory=list)
     skipped: int = 0
+    gave_up: bool = False
     result: Result = Result.max_steps
     gradient: float = float("nan")
 
@@ -140,6 +146,7 @@ def descend(
     steppers = [(kind(some, lr=lr), lr) for kind, some, lr in groups if some]
     state = _Standing(values, parameters, [stepper for stepper, _ in steppers], local, memory)
     with _kept(checkpoint, state) as (done, told):
+        step, gave_up = steps - 1, False
         heard = [*callbacks, *([] if checkpoint is None else [checkpoint.log(time.monotonic())])]
         for step in range(done, steps):
             for stepper, lr in steppers:
@@ -156,9 +163,11 @@ def descend(
                     callback(step + 1, steps, value)
             if checkpoint is not None and stop is not None:
                 raise Stopped(checkpoint.left(), stop)
-    trace = Trace(values.tolist())
+            if gave_up := _hopeless(values[: step + 1]):
+                break
+    trace = Trace(values[: step + 1].tolist(), gave_up=gave_up)
     trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
-    trace.result = Result.nonfinite if trace.skipped == steps else Result.converged
+    trace.result = Result.nonfinite if trace.skipped == len(trace.values) else Result.converged
     return trace
 
 
@@ -216,6 +225,11 @@ def _kept(
         # Of several processes torchrun's own signals are heard, in `launch`.
         with asked_to_stop(wanted=Ranks.present().size == 1) as told:
             yield done, told
+
+
+def _hopeless(values: Tensor) -> bool:
+    """Whether none of the last steps was taken; looked at now and then, as it is waited for."""
+    return len(values) % PATIENCE == 0 and bool(values[-PATIENCE:].isnan().all())
 
 
 def _unasked() -> None:

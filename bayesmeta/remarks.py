@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.joint.problem import Estimate
 from bayesmeta.models import Model
+from bayesmeta.outer import PATIENCE
 from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.standardise import Standardisation
@@ -17,6 +19,9 @@ from bayesmeta.tasks import TaskFamily
 
 NO_NOISE = 1e-3
 SEPARATED = 1e-3
+WINDOWS = 10
+"""Parts of a trace whose medians are compared, to tell a rise from noise."""
+LARGE_RISE = 10.0
 
 
 def fit_notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily) -> list[str]:
@@ -39,7 +44,30 @@ def fit_notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily
         notes.append(f"The outer loop {estimate.trace.result.sentence}.")
     if estimate.trace.skipped:
         notes.append(f"{estimate.trace.skipped} outer steps were not finite and were not taken.")
-    return notes
+    if estimate.trace.gave_up:
+        notes.append(
+            f"The outer loop gave up after {len(estimate.trace.values)} steps, as none of the last "
+            f"{PATIENCE} could be taken: everything is as after the last good one. Lower lr=, or "
+            "check the data of the flagged tasks."
+        )
+    return notes + _rise_notes(estimate.trace.values)
+
+
+def _rise_notes(values: Sequence[float]) -> list[str]:
+    """An M that ends far above where it has been."""
+    known = np.array([value for value in values if np.isfinite(value)])
+    if len(known) < 3 * WINDOWS:
+        return []
+    # The first third has its own rise where the KL's weight grows.
+    medians = [float(np.median(part)) for part in np.array_split(known[len(known) // 3 :], WINDOWS)]
+    rise = medians[-1] - min(medians)
+    if rise <= max(LARGE_RISE, 0.5 * abs(min(medians))):
+        return []
+    sentence = (
+        f"M ended {rise:.3g} nats above its least: the descent diverged, and what it found is not "
+        "a minimum. Lower lr= (outer_lr=, where a method has both)."
+    )
+    return [sentence]
 
 
 def _separation_notes(estimate: Estimate, model: Model, family: TaskFamily) -> list[str]:
