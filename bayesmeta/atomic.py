@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -129,6 +129,7 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
+    made = not lock.parent.exists()
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock, timeout=0, is_singleton=False)
     try:
@@ -143,3 +144,6 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.release()
+        if made:  # and nothing was put there
+            with suppress(OSError):
+                lock.parent.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,9 +184,9 @@ class Choices:
         """
         from bayesmeta.resuming import Checkpoint
 
-        asked = self.checkpoint_every is not None
-        every = {"every": self.checkpoint_every} if asked else {}
-        return Checkpoint(checkpoint_of(out), **every, required=asked, command=command)
+        usual = Checkpoint(checkpoint_of(out), required=False, command=command)
+        every = self.checkpoint_every
+        return usual if every is None else replace(usual, every=every, required=True)
 
     def made(self, known: dict[str, Any], dim: int) -> Method:
         """The method by name, with its options.

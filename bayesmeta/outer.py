@@ -147,11 +147,12 @@ def descend(
     state = _Standing(values, parameters, [stepper for stepper, _ in steppers], local, memory)
     with _kept(checkpoint, state) as (done, told):
         step, gave_up = steps - 1, False
+        good = [p.detach().clone() for p in parameters]
         heard = [*callbacks, *([] if checkpoint is None else [checkpoint.log(time.monotonic())])]
         for step in range(done, steps):
             for stepper, lr in steppers:
                 stepper.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            values[step] = _take(state.optimisers, parameters, objective(step))
+            values[step] = _take(state.optimisers, parameters, good, objective(step))
             if after is not None:
                 after(step)
             stop = told()
@@ -164,6 +165,7 @@ def descend(
             if checkpoint is not None and stop is not None:
                 raise Stopped(checkpoint.left(), stop)
             if gave_up := _hopeless(values[: step + 1]):
+                _assign_each(parameters, good)
                 break
     trace = Trace(values[: step + 1].tolist(), gave_up=gave_up)
     trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
@@ -237,9 +239,18 @@ def _unasked() -> None:
 
 
 def _take(
-    steppers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor], value: Tensor
+    steppers: Sequence[torch.optim.Optimizer],
+    parameters: Sequence[Tensor],
+    good: Sequence[Tensor],
+    value: Tensor,
 ) -> Tensor:
     """One step where all is finite, which the device decides without being waited for.
+
+    Args:
+        steppers: change the parameters.
+        parameters: leaf tensors.
+        good: becomes where M was last finite.
+        value: () M.
 
     Returns:
         () the value, NaN where no step was taken.
@@ -252,9 +263,16 @@ def _take(
     for stepper in steppers:
         stepper.step()
     with torch.no_grad():
-        for parameter, old in zip(parameters, before, strict=True):
+        for parameter, old, last in zip(parameters, before, good, strict=True):
             parameter.copy_(torch.where(finite, parameter, old))
+            last.copy_(torch.where(finite, old, last))
     return torch.where(finite, value.detach(), torch.nan)
+
+
+def _assign_each(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def _nothing_to_learn(value: Tensor) -> Trace:

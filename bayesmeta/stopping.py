@@ -8,9 +8,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 ASKED = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,6 +57,6 @@ def asked_to_stop(*, wanted: bool = True) -> Iterator[Callable[[], int | None]]:
             _put_back(before)
 
 
-def _put_back(handlers: dict[int, object]) -> None:
+def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        signal.signal(number, handler)
