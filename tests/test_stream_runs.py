@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from seals import resealed
 from small_images import bank
 from torch import nn
 
@@ -17,7 +18,6 @@ import bayesmeta as bm
 from bayesmeta import arviz_export, likelihoods, methods, predictions, report
 from bayesmeta.ranks import Ranks
 from bayesmeta.records import MOST_NAMED
-from bayesmeta.seal import sealed
 
 SHORT = {"outer_steps": 3, "outer_lr": 0.01, "batch": 4}
 MAML = methods.maml(steps=1, lr=0.4, support=None, **SHORT)
@@ -78,11 +78,7 @@ def test_names_of_other_weights_are_refused(folder, tmp_path):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name, content in files.items():
         (other / name).write_bytes(content)
-    written = record(folder)
-    belonging = {name: files[name] for name in written.pop("files")}
-    del written["seal"]
-    written["names"] = list(conv().model.names)  # more than are listed: their digest is
-    (other / "run.json").write_text(json.dumps(sealed(written, belonging)), encoding="utf-8")
+    resealed(other, names=list(conv().model.names))  # more than are listed: their digest is
     with pytest.raises(bm.InputError, match="other names"):
         bm.load(other)
 
