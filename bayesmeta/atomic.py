@@ -1,4 +1,7 @@
-"""Writing all or nothing: a run folder or a file appears complete under its name, or not at all."""
+"""Writing all or nothing: a run folder or a file appears complete under its name, or not at all.
+
+What has appeared is on the disk itself, so that it outlives a power cut as well as a kill.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from bayesmeta.results import InputError
 
@@ -72,11 +77,15 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield scratch / "new"
+        for file in (scratch / "new").rglob("*"):
+            synced(file)
         if path.exists():
             path.rename(scratch / "old")
         (scratch / "new").rename(path)
+        synced(path.parent)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if path.exists() or not (scratch / "old").exists():
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -93,4 +102,48 @@ def whole_file(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         written = Path(scratch) / path.name
         yield written
+        synced(written)
         os.replace(written, path)
+    synced(path.parent)
+
+
+def synced(path: Path) -> None:
+    """Wait until a file, or the list of names that a folder is, has reached the disk."""
+    if path.is_dir() and os.name == "nt":  # where a folder cannot be opened
+        return
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+@contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold a place against other processes; a process that ends in any way holds nothing.
+
+    Args:
+        lock: a file that says so while it is locked, removed afterwards.
+        what: which is held, for the sentence.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    made = not lock.parent.exists()
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0, is_singleton=False)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another fit is writing to {what} at this moment: wait for it, or choose another "
+            "folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
+        if made:  # and nothing was put there
+            with suppress(OSError):
+                lock.parent.rmdir()

@@ -1,7 +1,7 @@
 """A fit on disk: JSON for the record, safetensors for numbers, nothing executable.
 
 run.json               the record: method, units, table or stream of tasks, data fingerprint,
-                       versions, seed, result
+                       versions, seed, result, and the sha256 of the other files
 prior.safetensors      θ₀, Σ₀ and ψ
 posterior.safetensors  every Q_i
 tasks.safetensors      the data the fit was made from
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load as unpacked
+from safetensors.torch import save
 from torch import Tensor
 
-from bayesmeta import __version__, likelihoods, models
+from bayesmeta import __version__, likelihoods, models, seal
 from bayesmeta.amortised.meta_gradient import prepared
+from bayesmeta.atomic import whole_file
 from bayesmeta.empirical import Empirical
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
@@ -40,7 +42,7 @@ from bayesmeta.tasks import TableInfo, TaskFamily
 if TYPE_CHECKING:
     from os import PathLike
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def write(fit: Fit, folder: Path) -> Path:
@@ -48,20 +50,26 @@ def write(fit: Fit, folder: Path) -> Path:
 
     Args:
         fit: what to write.
-        folder: created if needed; files of the same names are replaced.
+        folder: created if needed; files of the same names are replaced, each as a whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prior = {f"prior.{k}": v for k, v in fit.fitted_prior.free.items()}
     shared = {f"shared.{k}": v for k, v in fit.model.shared.items()}
     parts = _parts(fit.posterior.gaussian)
     data = {f"tensor.{k}": v for k, v in fit.family.tensors.items()}
-    _save(prior | shared | {"blocks": fit.fitted_prior.blocks}, folder / "prior.safetensors")
-    _save(parts | {"task_evidence": fit.task_evidence}, folder / "posterior.safetensors")
-    _save(data | {"mask": fit.family.mask}, folder / "tasks.safetensors")
     lines = [json.dumps({"step": i, "M": m}) for i, m in enumerate(fit.trace)]
-    (folder / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = json.dumps(_record(fit), indent=1, ensure_ascii=False)
-    (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    files = {
+        "prior.safetensors": _packed(prior | shared | {"blocks": fit.fitted_prior.blocks}),
+        "posterior.safetensors": _packed(parts | {"task_evidence": fit.task_evidence}),
+        "tasks.safetensors": _packed(data | {"mask": fit.family.mask}),
+        "log.jsonl": ("\n".join(lines) + "\n").encode(),
+    }
+    record = seal.sealed(json.loads(json.dumps(_record(fit))), files)
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    # The record comes last: with it the folder is the new run, and before it no run at all.
+    for name, content in (files | {"run.json": text.encode()}).items():
+        with whole_file(folder / name) as path:
+            path.write_bytes(content)
     return folder
 
 
@@ -115,15 +123,16 @@ def load(
     """
     folder = Path(folder)
     record = _read_record(folder)
-    prior_file = _load(folder / "prior.safetensors")
-    posterior_file = _load(folder / "posterior.safetensors")
-    data = _load(folder / "tasks.safetensors")
     try:
-        family = _family(record, data)
+        prior_file = _load(folder, "prior.safetensors", record)
+        posterior_file = _load(folder, "posterior.safetensors", record)
+        family = _family(record, _load(folder, "tasks.safetensors", record))
         method = Method.from_json(record["method"], inner=inner)
         model = _model(record, model, family, method)
         return _assemble(record, model, family, method, prior_file, posterior_file)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}: the run is damaged ({error}); fit again") from error
 
 
@@ -171,7 +180,7 @@ def _assemble(
         trace=log,
         seconds=result["seconds"],
         seed=record["seed"],
-        stream=record.get("stream"),
+        stream=record["stream"],
     )
 
 
@@ -190,18 +199,23 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder (it has no run.json): name one made by fit")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        record["log"] = [float(json.loads(line)["M"]) for line in log if line]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fit again") from error
+    record = seal.opened(path)
     if record.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}: use the "
-            f"version of bayesmeta that wrote it ({record.get('versions', {}).get('bayesmeta')})"
+            f"version of bayesmeta that wrote it ({_version(record)})"
         )
-    return record
+    seal.check(path, record)
+    try:
+        log = seal.belonging(folder, "log.jsonl", record).decode().splitlines()
+        return record | {"log": [float(json.loads(line)["M"]) for line in log if line]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'log.jsonl'}: cannot be read ({error}); fit again") from error
+
+
+def _version(record: dict[str, Any]) -> str:
+    versions = record.get("versions")
+    return str(versions.get("bayesmeta")) if isinstance(versions, dict) else "unknown"
 
 
 def _family(record: dict[str, Any], data: dict[str, Tensor]) -> TaskFamily:
@@ -238,16 +252,13 @@ def _model(
     return model
 
 
-def _save(tensors: dict[str, Tensor | None], path: Path) -> None:
-    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
-    # save_file makes files that only their owner can read; a run is shared like any other file.
-    path.write_bytes(save(kept))
+def _packed(tensors: dict[str, Tensor | None]) -> bytes:
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None})
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path} is missing from the run: fit again")
+def _load(folder: Path, name: str, record: dict[str, Any]) -> dict[str, Tensor]:
+    content = seal.belonging(folder, name, record)
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); fit again") from error
+        return unpacked(content)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{folder / name} is damaged ({error}); fit again") from error

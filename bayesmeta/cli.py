@@ -6,25 +6,19 @@ Everything heavy is imported inside the commands' work, so that `--help` answers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from bayesmeta import __version__, commands, image_tasks, report
+from bayesmeta import __version__, commands, interrupted, report
 from bayesmeta.atomic import refuse_existing
 from bayesmeta.commands import Choices, Columns
 from bayesmeta.console import ProgressBar, plainly, show, show_json, warn
 from bayesmeta.image_tasks import Pictures, fit_images
 from bayesmeta.options import METHODS, check_numbers, image_net, listed, widths
 from bayesmeta.results import InputError
-
-if TYPE_CHECKING:
-    from bayesmeta.resuming import Checkpoint
-
-STOPPED = 130  # the exit code of what Ctrl-C has ended
 
 app = typer.Typer(
     name="bayesmeta",
@@ -71,14 +65,15 @@ def top(
 @app.command(epilog=_methods())
 @plainly
 def fit(
+    context: typer.Context,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="DATA.csv|IMAGES",
             help="A table with one row per observation; or a folder of images: one folder per "
             "class, or Omniglot.",
         ),
-    ],
+    ] = None,
     formula: Annotated[
         str | None, typer.Option(help='Like lme4: "y ~ x + (x | task)"; in the bar = adapted.')
     ] = None,
@@ -195,8 +190,12 @@ def fit(
         int | None,
         typer.Option(
             help="Steps after which a fit by adam or sgd writes where it stands to "
-            "RUN.checkpoint, from where the same command goes on; for images 100 by default."
+            "RUN.checkpoint, from where --resume RUN or the same command goes on; by default 100."
         ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a fit that was interrupted; give no more."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
@@ -208,6 +207,12 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a prior to the tasks of a CSV, or of a folder of images; save it as a run folder."""
+    if resume is not None:
+        context.params = interrupted.options(context, resume)
+        fit(context, **context.params)
+        return
+    if data is None:
+        raise InputError("say what to fit: DATA.csv or IMAGES, or --resume RUN")
     images = data.is_dir()
     table_only = {
         "--formula": formula, "--task": task, "--x": x, "--y": y, "--likelihood": likelihood,
@@ -225,13 +230,14 @@ def fit(
     choices = Choices(
         () if images else widths(net), method or ("maml" if images else "joint"), covariance,
         prior, hyperprior, reml, steps, batch, seed, device, tuple(option or ()), chunk_size,
-        precision, image_tasks.EVERY if checkpoint_every is None and images else checkpoint_every,
+        precision, checkpoint_every,
     )  # fmt: skip
     run = out if out is not None else Path("runs") / (data.resolve().name if images else data.stem)
     if run.name in ("", ".."):
         raise InputError(f"--out '{run}' is no name for a run folder: give one such as runs/first")
-    common: dict[str, Any] = {"out": run, "overwrite": overwrite}
-    with ProgressBar("fitting", hidden=quiet) as progress, _stopped(choices.checkpoint(run)):
+    kept = choices.checkpoint(run, interrupted.command(context.params))
+    common: dict[str, Any] = {"out": run, "overwrite": overwrite, "checkpoint": kept}
+    with ProgressBar("fitting", hidden=quiet) as progress, interrupted.said(kept, run):
         if images:
             given = {
                 "ways": ways, "shots": shots, "queries": queries, "rotations": rotations,
@@ -370,17 +376,6 @@ def _refuse_mixed(data: Path, options: Mapping[str, Any], *, images: bool) -> No
             f"{given[0]} is for images, and {data} is not a folder of them: leave it out, or give "
             "the folder"
         )
-
-
-@contextmanager
-def _stopped(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Say at Ctrl-C what is left of the fit."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        left = "it kept no checkpoint" if checkpoint is None else checkpoint.left()
-        typer.echo(f"stopped: {left}", err=True)
-        raise typer.Exit(STOPPED) from None
 
 
 def _check_csv(out: Path | None, overwrite: bool) -> None:

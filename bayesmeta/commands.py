@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesmeta.atomic import refuse_existing, whole_file, whole_folder
+from bayesmeta.atomic import alone, refuse_existing, whole_file, whole_folder
 from bayesmeta.options import METHODS as METHODS
 from bayesmeta.options import check_numbers, method_options, read_options
 from bayesmeta.results import InputError
@@ -176,12 +175,18 @@ class Choices:
             checkpoint=checkpoint,
         )
 
-    def checkpoint(self, out: Path) -> Checkpoint | None:
-        """Beside the run folder, which appears only when it is complete."""
+    def checkpoint(self, out: Path, command: Mapping[str, Any]) -> Checkpoint:
+        """Beside the run folder, which appears only when it is complete.
+
+        Args:
+            out: the run folder.
+            command: the options that make the same fit.
+        """
         from bayesmeta.resuming import Checkpoint
 
+        usual = Checkpoint(checkpoint_of(out), required=False, command=command)
         every = self.checkpoint_every
-        return None if every is None else Checkpoint(out.with_name(f"{out.name}.checkpoint"), every)
+        return usual if every is None else replace(usual, every=every, required=True)
 
     def made(self, known: dict[str, Any], dim: int) -> Method:
         """The method by name, with its options.
@@ -259,40 +264,36 @@ def fit_table(
     out: Path,
     overwrite: bool,
     progress: Progress,
+    checkpoint: Checkpoint,
 ) -> Fit:
     """Read, fit and save; the run folder appears complete or not at all."""
     family = columns.read(path)
     return into_run(
-        lambda checkpoint: choices.run(family, columns.likelihood, progress, checkpoint),
-        choices.checkpoint(out),
+        lambda: choices.run(family, columns.likelihood, progress, checkpoint),
+        checkpoint,
         out=out,
         overwrite=overwrite,
     )
 
 
-def into_run(
-    fit: Callable[[Checkpoint | None], Fit],
-    checkpoint: Checkpoint | None,
-    *,
-    out: Path,
-    overwrite: bool,
-) -> Fit:
+def into_run(fit: Callable[[], Fit], checkpoint: Checkpoint, *, out: Path, overwrite: bool) -> Fit:
     """Fit, save, and take away the checkpoint; of several processes the first one writes."""
     from bayesmeta.ranks import Ranks
 
-    first = Ranks.present().rank == 0
-    if first:
-        refuse_existing(out, overwrite=overwrite, run=True)
-    fitted = fit(checkpoint)
-    if not first:
-        return fitted
-    with whole_folder(out, overwrite=overwrite) as folder:
-        fitted.save(folder)
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that holds something else stays
-            Path(checkpoint.folder).rmdir()
+    if Ranks.present().rank > 0:
+        return fit()
+    refuse_existing(out, overwrite=overwrite, run=True)
+    with alone(out.with_name(f".{out.name}.lock"), str(out)):
+        fitted = fit()
+        with whole_folder(out, overwrite=overwrite) as folder:
+            fitted.save(folder)
+    checkpoint.clear()
     return fitted
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run.with_name(f"{run.name}.checkpoint")
 
 
 def open_run(run: Path) -> Fit:

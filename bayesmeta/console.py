@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bayesmeta.results import InputError
 
@@ -73,6 +73,8 @@ class ProgressBar:
             BarColumn(),
             TextColumn("{task.completed}/{task.total}  {task.fields[value]}"),
             TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
             console=stderr,
             transient=True,
             disable=hidden or not stderr.is_terminal,

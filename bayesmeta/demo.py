@@ -73,6 +73,7 @@ def run_examples(
             out=run,
             overwrite=overwrite,
             progress=progress,
+            checkpoint=example.choices.checkpoint(run, {}),
         )
         figures = [
             plot_run(run, name, out=None, coordinates=(), tasks=()) for name in example.figures

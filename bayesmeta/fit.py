@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,6 @@ from bayesmeta.choosing import (
     default_prior,
 )
 from bayesmeta.fitted import Fit
-from bayesmeta.gaussian import Gaussian
 from bayesmeta.identity import digest, of_model
 from bayesmeta.joint import exact, gradient, profile
 from bayesmeta.joint.problem import Estimate, Problem
@@ -38,17 +37,17 @@ from bayesmeta.outer import Callback
 from bayesmeta.predictions import Named, Prediction
 from bayesmeta.prior import Prior
 from bayesmeta.ranks import Ranks
-from bayesmeta.results import InputError, Result
+from bayesmeta.remarks import fit_notes, standardisation_notes
+from bayesmeta.results import Flag, InputError
 from bayesmeta.resuming import Checkpoint, as_checkpoint
 from bayesmeta.standardise import Standardisation
 from bayesmeta.streams import STEP_TASKS, TaskStream
 from bayesmeta.tasks import TaskFamily
+from bayesmeta.unsound import UNSOUND, left_out_note, unsound
 
 __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 
 load: Callable[..., Fit] = checkpoint.load
-NO_NOISE = 1e-3
-SEPARATED = 1e-3
 SOLVERS: dict[str, ModuleType] = {
     "exact": exact,
     "profile": profile,
@@ -121,11 +120,17 @@ def fit(
     if written is not None:
         identity = _identity(given, model, prior, query, seed)
         written = written.of(identity, writes=ranks.first, notes=given.notes)
-    problem = Problem(
-        given.model, given.inside, given.prior, given.method, reml, generator, callbacks,
-        given.query, given.stream, written,
-    )  # fmt: skip
+
+    def problem_of() -> Problem:
+        return Problem(
+            given.model, given.inside, given.prior, given.method, reml, generator, callbacks,
+            given.query, given.stream, written,
+        )  # fmt: skip
+
+    problem = problem_of()
     solver = choose(problem)
+    if solver != "exact" and given.stream is None and given.leave_out(unsound(problem)):
+        problem = problem_of()
     # Whoever calls from a torch.no_grad() block wants a fit all the same.
     with torch.enable_grad(), multiplying(given.model.precision):
         estimate: Estimate = SOLVERS[solver].estimate(problem)
@@ -151,6 +156,7 @@ class _Given:
         stream: what outer steps draw from.
         prior: the form of Σ₀, and what is learned of it.
         standardisation: from original units to those of the fit.
+        left_out: tasks that the fit goes without.
         notes: what a person should know.
     """
 
@@ -163,6 +169,21 @@ class _Given:
     prior: Prior
     notes: list[str]
     standardisation: Standardisation | None = None
+    left_out: list[Flag] = field(default_factory=list)
+
+    def leave_out(self, tasks: Tensor) -> bool:
+        """Go on without some tasks, named and flagged; not without all. Whether it does."""
+        if not 0 < len(tasks) < len(self.family):
+            return False
+        names = [self.family.names[i] for i in tasks.tolist()]
+        self.left_out = [Flag(name, UNSOUND) for name in names]
+        self.notes.append(left_out_note(names, len(self.family)))
+        others = torch.ones(len(self.family), dtype=torch.bool)
+        others[tasks] = False
+        kept = others.nonzero().flatten()
+        self.family, self.inside = self.family.subset(kept), self.inside.subset(kept)
+        self.query = None if self.query is None else self.query.subset(kept)
+        return True
 
     def standardise(self, wanted: bool | None) -> None:
         """Units for the fit, and constants of the likelihood to start from."""
@@ -208,8 +229,8 @@ def _result(given: _Given, estimate: Estimate, solver: str, *, reml: bool) -> Fi
     units = given.standardisation
     log_scale = 0.0 if units is None else math.log(units.y_scale)
     scored = scored_rows(method, family, given.query)
-    notes = given.notes + _standardisation_notes(units, model)
-    notes += _notes(estimate, model, given.prior, given.inside)
+    notes = given.notes + standardisation_notes(units, model)
+    notes += fit_notes(estimate, model, given.prior, given.inside)
     notes += certain_notes(estimate.posterior, method)
     return Fit(
         model=model,
@@ -223,7 +244,10 @@ def _result(given: _Given, estimate: Estimate, solver: str, *, reml: bool) -> Fi
         task_evidence=estimate.task_evidence - scored.to(estimate.task_evidence) * log_scale,
         standardisation=units,
         standard_errors=_standard_errors(estimate, model),
-        flagged=flags(family.names, estimate.results, estimate.task_evidence, method),
+        flagged=[
+            *given.left_out,
+            *flags(family.names, estimate.results, estimate.task_evidence, method),
+        ],
         notes=notes,
         trace=estimate.trace.values,
         stream=None if given.stream is None else given.stream.record(),
@@ -306,88 +330,3 @@ def _standard_errors(estimate: Estimate, model: Model) -> dict[str, float]:
         return {}
     errors = estimate.fixed_covariance.diagonal().clamp(min=0).sqrt().tolist()
     return dict(zip(names, errors, strict=False))
-
-
-def _notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily) -> list[str]:
-    notes = []
-    if prior.form.name == "point":
-        notes.append(
-            "This method learns a start θ₀ and no Σ₀: the prior has no sd, and draws for tasks "
-            "without data are all at θ₀."
-        )
-    elif prior.learn == "all":
-        notes += boundary_notes(estimate.prior().map(Tensor.detach), model.names)
-    if prior.hyperprior is not None and prior.learn == "all":
-        notes.append(
-            "Σ₀ has the weak boundary-avoiding hyper-prior, so it is not a maximum-likelihood "
-            "estimate; log_evidence leaves the hyper-prior out."
-        )
-    notes += _noise_notes(estimate, model, family) + _separation_notes(estimate, model, family)
-    if estimate.trace.result is not Result.converged:
-        notes.append(f"The outer loop {estimate.trace.result.sentence}.")
-    if estimate.trace.skipped:
-        notes.append(f"{estimate.trace.skipped} outer steps were not finite and were not taken.")
-    return notes
-
-
-def _separation_notes(estimate: Estimate, model: Model, family: TaskFamily) -> list[str]:
-    """Binary responses that the predictors tell apart without error."""
-    kind = getattr(model.likelihood, "name", "")
-    sure = estimate.log_evidence > -SEPARATED * family.observations
-    if kind not in ("bernoulli", "binomial") or not sure:
-        return []
-    sentence = (
-        "The predictors separate the responses (nearly) without error, so their weights have no "
-        "finite maximum-likelihood value and the ones given are only large: leave a predictor out, "
-        "or hold the prior."
-    )
-    return [sentence]
-
-
-def _noise_notes(estimate: Estimate, model: Model, family: TaskFamily) -> list[str]:
-    """A noise that has gone to zero, which no data of so few rows a task can rule out."""
-    log_noise = estimate.shared.get("likelihood.log_scale")
-    if log_noise is None or family.mask is None:
-        return []
-    if log_noise.exp() > NO_NOISE * model.response(family.tensors)[family.mask].std():
-        return []
-    sentence = (
-        "The noise sd is estimated as practically 0: the tasks' weights fit their rows exactly, so "
-        "intervals for new rows are too narrow. Give more rows per task, adapt fewer weights, or "
-        "give the noise (a known scale, or standard errors)."
-    )
-    return [sentence]
-
-
-def boundary_notes(prior: Gaussian, names: Sequence[str]) -> list[str]:
-    """Sentences for a singular Σ₀, as a statistician expects them."""
-    sd = prior.sd()
-    zero = [name for name, value in zip(names, sd.tolist(), strict=True) if value == 0]
-    notes = [
-        f"The prior sd of {name} is estimated as 0 (the boundary): the tasks differ no more in it "
-        "than noise alone explains, and every task has the same value. With few tasks, consider "
-        "the boundary-avoiding hyper-prior."
-        for name in zero
-    ]
-    rest = sd > 0
-    count = int(rest.sum())
-    if 2 <= count <= 50 and prior.factor is not None:
-        values = torch.linalg.eigvalsh(prior.correlation()[rest][:, rest])
-        if float(values[0]) < 1e-8:
-            notes.append(
-                "Σ₀ is singular (the boundary): a combination of "
-                f"{', '.join(n for n, keep in zip(names, rest.tolist(), strict=True) if keep)} "
-                "does not vary between tasks (a correlation of ±1 when there are two). Simplify "
-                'the prior (form "diagonal"), or use the boundary-avoiding hyper-prior.'
-            )
-    return notes
-
-
-def _standardisation_notes(standardisation: Standardisation | None, model: Model) -> list[str]:
-    if standardisation is None:
-        return []
-    return [
-        "x" + (" and y were" if standardisation.y_scale != 1 else " was")
-        + " standardised on the training tasks; predictions, noise and evidence are in original "
-        f"units, the {model.dim} network weights in standardised ones."
-    ]  # fmt: skip

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 OMNIGLOT_SIDE, OTHER_SIDE = 28, 84
 OMNIGLOT_TRAINS = 1200
 TRAINS = 0.75
-EVERY = 100
 NETS = ("conv4", "dense")
 FLAGS = {
     "by colour=True or colour=False": "or add --grey",
@@ -343,6 +342,7 @@ def fit_images(
     overwrite: bool,
     progress: Progress,
     warn: Callable[[str], None],
+    checkpoint: Checkpoint,
 ) -> Fit:
     """Read, fit and save; the run folder appears complete or not at all.
 
@@ -365,7 +365,7 @@ def fit_images(
     for note in notes:
         warn(note)
 
-    def fitted(checkpoint: Checkpoint | None) -> Fit:
+    def fitted() -> Fit:
         from bayesmeta.fit import fit
         from bayesmeta.prior import Prior
 
@@ -383,7 +383,7 @@ def fit_images(
         stream = (found.stream or {}) | kept
         return replace(found, stream=stream, notes=[*notes, *found.notes])
 
-    return into_run(fitted, choices.checkpoint(out), out=out, overwrite=overwrite)
+    return into_run(fitted, checkpoint, out=out, overwrite=overwrite)
 
 
 def _method(choices: Choices, known: Mapping[str, Any]) -> Choices:

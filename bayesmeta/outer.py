@@ -7,7 +7,9 @@ a step whose value or gradient is not finite is not taken, and is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,18 +20,27 @@ from torch import Tensor
 from bayesmeta.ranks import Ranks
 from bayesmeta.results import Result
 from bayesmeta.resuming import NOTHING_LOCAL, Checkpoint, Local, Memory, restore, standing
+from bayesmeta.stopping import Stopped, asked_to_stop
 
 DENSE_LIMIT = 300
+REPORTED = 10
+"""Steps between two values that are waited for, to be reported."""
+PATIENCE = 50
+"""Steps in a row that may fail before a descent gives up."""
 Callback = Callable[[int, int, float], None]
 Group = tuple[type[torch.optim.Adam] | type[torch.optim.SGD], Sequence[Tensor], float]
 
 
 @dataclass
 class Trace:
-    """What an outer loop went through: M in nats per step, and how it ended."""
+    """What an outer loop went through: M in nats per step, and how it ended.
+
+    A descent that gave up is at its last good step.
+    """
 
     values: list[float] = field(default_factory=list)
     skipped: int = 0
+    gave_up: bool = False
     result: Result = Result.max_steps
     gradient: float = float("nan")
 
@@ -131,55 +142,137 @@ def descend(
     parameters = [p for _, some, _ in groups for p in some]
     if not parameters:
         return _nothing_to_learn(objective(0))
-    trace = Trace()
     values = torch.full((steps,), torch.nan, dtype=parameters[0].dtype, device=parameters[0].device)
     steppers = [(kind(some, lr=lr), lr) for kind, some, lr in groups if some]
-    done = 0
-    found = None if checkpoint is None else Ranks.present().from_first(checkpoint.load)
-    if found is not None:
-        done, tensors = found
-        restore(tensors, parameters, [stepper for stepper, _ in steppers], local)
-        values[:done] = tensors["values"].to(values)
-        if memory is not None:
-            memory.restore(tensors)
-    for step in range(done, steps):
-        value = objective(step)
-        gradients = torch.autograd.grad(value, parameters)
-        finite = torch.isfinite(value) & torch.stack([g.isfinite().all() for g in gradients]).all()
-        for stepper, lr in steppers:
-            stepper.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        _take([stepper for stepper, _ in steppers], parameters, gradients, finite)
-        values[step] = torch.where(finite, value.detach(), torch.nan)
-        if after is not None:
-            after(step)
-        if checkpoint is not None and checkpoint.due(step + 1, steps):
-            kept = standing(parameters, [stepper for stepper, _ in steppers], local)
-            kept["values"] = values[: step + 1]
-            checkpoint.save(step + 1, kept | ({} if memory is None else memory.tensors()))
-        if callbacks and (step % 10 == 9 or step == steps - 1):
-            for callback in callbacks:
-                callback(step + 1, steps, float(values[step]))
-    trace.values = values.tolist()
+    state = _Standing(values, parameters, [stepper for stepper, _ in steppers], local, memory)
+    with _kept(checkpoint, state) as (done, told):
+        step, gave_up = steps - 1, False
+        good = [p.detach().clone() for p in parameters]
+        heard = [*callbacks, *([] if checkpoint is None else [checkpoint.log(time.monotonic())])]
+        for step in range(done, steps):
+            for stepper, lr in steppers:
+                stepper.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            values[step] = _take(state.optimisers, parameters, good, objective(step))
+            if after is not None:
+                after(step)
+            stop = told()
+            if checkpoint is not None and (stop is not None or checkpoint.due(step + 1, steps)):
+                checkpoint.save(step + 1, state.tensors(step + 1))
+            if heard and (step % REPORTED == REPORTED - 1 or step == steps - 1):
+                value = float(values[step])
+                for callback in heard:
+                    callback(step + 1, steps, value)
+            if checkpoint is not None and stop is not None:
+                raise Stopped(checkpoint.left(), stop)
+            if gave_up := _hopeless(values[: step + 1]):
+                _assign_each(parameters, good)
+                break
+    trace = Trace(values[: step + 1].tolist(), gave_up=gave_up)
     trace.skipped = sum(1 for v in trace.values if not np.isfinite(v))
-    trace.result = Result.nonfinite if trace.skipped == steps else Result.converged
+    trace.result = Result.nonfinite if trace.skipped == len(trace.values) else Result.converged
     return trace
+
+
+@dataclass(frozen=True, eq=False)
+class _Standing:
+    """All that a descent has to remember.
+
+    Args:
+        values: (step,) M of the steps taken so far.
+        parameters, optimisers, local, memory: of `descend`.
+    """
+
+    values: Tensor
+    parameters: Sequence[Tensor]
+    optimisers: Sequence[torch.optim.Optimizer]
+    local: Local
+    memory: Memory | None
+
+    def tensors(self, done: int) -> dict[str, Tensor]:
+        """After so many steps."""
+        found = standing(self.parameters, self.optimisers, self.local)
+        found["values"] = self.values[:done]
+        return found if self.memory is None else found | self.memory.tensors()
+
+    def restore(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """What `tensors` gave."""
+        restore(tensors, self.parameters, self.optimisers, self.local)
+        self.values[:done] = tensors["values"].to(self.values)
+        if self.memory is not None:
+            self.memory.restore(tensors)
+
+
+@contextmanager
+def _kept(
+    checkpoint: Checkpoint | None, state: _Standing
+) -> Iterator[tuple[int, Callable[[], int | None]]]:
+    """Go on from a checkpoint, with its folder for this descent alone, and listen to signals.
+
+    Yields:
+        The steps taken, and what gives the number of a signal that asked to stop.
+    """
+    if checkpoint is None:
+        yield 0, _unasked
+        return
+    with ExitStack() as held:
+
+        def begin() -> tuple[int, dict[str, Tensor]] | None:
+            held.enter_context(checkpoint.held())
+            return checkpoint.load()
+
+        found, done = Ranks.present().from_first(begin), 0
+        if found is not None:
+            done, tensors = found
+            state.restore(done, tensors)
+        # Of several processes torchrun's own signals are heard, in `launch`.
+        with asked_to_stop(wanted=Ranks.present().size == 1) as told:
+            yield done, told
+
+
+def _hopeless(values: Tensor) -> bool:
+    """Whether none of the last steps was taken; looked at now and then, as it is waited for."""
+    return len(values) % PATIENCE == 0 and bool(values[-PATIENCE:].isnan().all())
+
+
+def _unasked() -> None:
+    """Nobody asks a fit to stop that could not go on."""
 
 
 def _take(
     steppers: Sequence[torch.optim.Optimizer],
     parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    finite: Tensor,
-) -> None:
-    """One step where all is finite, which the device decides without being waited for."""
+    good: Sequence[Tensor],
+    value: Tensor,
+) -> Tensor:
+    """One step where all is finite, which the device decides without being waited for.
+
+    Args:
+        steppers: change the parameters.
+        parameters: leaf tensors.
+        good: becomes where M was last finite.
+        value: () M.
+
+    Returns:
+        () the value, NaN where no step was taken.
+    """
+    gradients = torch.autograd.grad(value, parameters)
+    finite = torch.isfinite(value) & torch.stack([g.isfinite().all() for g in gradients]).all()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
     before = [p.detach().clone() for p in parameters]
     for stepper in steppers:
         stepper.step()
     with torch.no_grad():
-        for parameter, old in zip(parameters, before, strict=True):
+        for parameter, old, last in zip(parameters, before, good, strict=True):
             parameter.copy_(torch.where(finite, parameter, old))
+            last.copy_(torch.where(finite, old, last))
+    return torch.where(finite, value.detach(), torch.nan)
+
+
+def _assign_each(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def _nothing_to_learn(value: Tensor) -> Trace:

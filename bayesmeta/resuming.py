@@ -8,11 +8,13 @@ batch normalisation enlarges from step to step.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +24,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayesmeta.atomic import refuse_unwritable, whole_file
+from bayesmeta.atomic import alone, refuse_unwritable, synced
 from bayesmeta.identity import content, differences
 from bayesmeta.ranks import RankLost, Ranks
 from bayesmeta.results import InputError
 
 SCHEMA = 1
 FILE = "state.safetensors"
+BEFORE = "state.before.safetensors"
+UNFINISHED = "state.unfinished.safetensors"
+LOG = "log.jsonl"
+LOCK = "lock"
 FULL = ("No space left", "File too large", "uota exceeded")
 
 
@@ -36,14 +42,18 @@ FULL = ("No space left", "File too large", "uota exceeded")
 class Checkpoint:
     """A folder in which a fit by Adam or SGD writes where it stands, and from which it goes on.
 
-    The file is replaced as a whole, so one that exists can be read; a fit that finds one of its own
-    goes on from there, with the same numbers as if it had not stopped (to rounding, where another
-    number of processes goes on). What is its own is told by all that decides its numbers, but for
-    what a function or a `forward` of yours computes.
+    The last two are kept, each whole or not there at all, and `log.jsonl` beside them can be
+    followed: {"step", "M", "seconds"} of every tenth step. A fit that finds one of its own goes on
+    from there, with the same numbers as if it had not stopped (to rounding, where another number of
+    processes goes on). What is its own is told by all that decides its numbers, but for what a
+    function or a `forward` of yours computes. At Ctrl-C and SIGTERM the fit finishes its step,
+    writes, and raises `Stopped`, a KeyboardInterrupt.
 
     Args:
-        folder: made if needed; ~ is the home folder.
+        folder: made if needed; ~ is the home folder. One fit at a time writes there.
         every: outer steps between two writings.
+        required: whether a fit that cannot be resumed refuses to be made.
+        command: the options of the command line that made the fit, for who goes on with it.
         identity: what a fit must have in common with the one that wrote; filled in by `bm.fit`.
         writes: whether this process writes: of several, the first.
         notes: of the fit, which are told where it goes on from.
@@ -54,6 +64,8 @@ class Checkpoint:
 
     folder: str | os.PathLike[str]
     every: int = 100
+    required: bool = True
+    command: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     writes: bool = True
     notes: list[str] = field(default_factory=list)
@@ -70,8 +82,50 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file of the last one."""
         return Path(self.folder) / FILE
+
+    @property
+    def before(self) -> Path:
+        """The file of the last but one."""
+        return Path(self.folder) / BEFORE
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Write there alone.
+
+        Raises:
+            InputError: another fit does, or nobody can.
+        """
+        if not self.writes:
+            yield
+            return
+        refuse_unwritable(self.path)
+        with alone(Path(self.folder) / LOCK, str(self.folder)):
+            yield
+
+    def made_by(self) -> dict[str, Any]:
+        """The options of the command line that made the fit.
+
+        Raises:
+            InputError: there is no checkpoint, or none that a command line wrote.
+        """
+        found = self._last()
+        if found is None:
+            raise InputError(
+                f"there is no checkpoint in {self.folder}: only a fit by adam or sgd that has not "
+                "ended can be gone on with"
+            )
+        if not found[0].get("command"):
+            raise InputError(f"{self.path} was written by a program: run that program again")
+        return found[0]["command"]
+
+    def clear(self) -> None:
+        """Remove what a fit that has ended needs no more; a folder that holds more stays."""
+        for name in (FILE, BEFORE, UNFINISHED, LOG):
+            (Path(self.folder) / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(self.folder).rmdir()
 
     def of(self, identity: Mapping[str, Any], *, writes: bool, notes: list[str]) -> Checkpoint:
         """This checkpoint, for one fit."""
@@ -91,13 +145,28 @@ class Checkpoint:
             return
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         record = {"schema": SCHEMA, "step": step, "identity": self.identity, "sum": _sum(kept)}
+        record["command"] = dict(self.command)
+        unfinished = Path(self.folder) / UNFINISHED
+        with self._written(step):
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            save_file(kept, unfinished, metadata={"record": json.dumps(record)})
+            synced(unfinished)
+            if self.path.exists():
+                self.path.replace(self.before)
+            unfinished.replace(self.path)
+            synced(self.path.parent)
+
+    @contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        """Say what is left where nothing more can be written."""
         try:
-            with whole_file(self.path) as path:
-                save_file(kept, path, metadata={"record": json.dumps(record)})
+            yield
         except (SafetensorError, OSError) as error:
+            with suppress(OSError):
+                (Path(self.folder) / UNFINISHED).unlink()
             full = any(sign in str(error) for sign in FULL)
             raise InputError(
-                f"{self.path} could not be written after {step} steps "
+                f"{self.folder} could not be written to after {step} steps "
                 f"({'no space is left for it' if full else error}), so the fit stops: make room "
                 f"there, or choose another folder; {self.left()}"
             ) from error
@@ -106,17 +175,29 @@ class Checkpoint:
         """Steps taken and tensors, or None where nothing has been written yet.
 
         Raises:
-            InputError: the file is damaged, or of another fit (the sentence says what differs), or
-                no file could be written there.
+            InputError: both files are damaged, or of another fit; the sentence says what differs.
         """
-        if self.writes:
-            refuse_unwritable(self.path)
-        if not self.path.is_file():
+        found = self._last()
+        if found is None:
             return None
-        record, tensors = self._read()
+        record, tensors = found
         self._refuse_other(record["identity"])
+        self._cut_log(record["step"])
         self.notes.append(f"The fit went on from a checkpoint, after {record['step']} steps.")
         return record["step"], tensors
+
+    def _last(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest that can be read; None where nothing has been written."""
+        if not self.path.is_file():  # a kill came between the renaming of the one and the other
+            return self._read(self.before) if self.before.is_file() else None
+        try:
+            return self._read(self.path)
+        except Damaged as error:
+            if not self.before.is_file():
+                raise
+            found = self._read(self.before)
+            self.notes.append(f"{error.found}, so the one before it was taken.")
+            return found
 
     def _refuse_other(self, there: Mapping[str, Any]) -> None:
         """Say no to the file of another fit."""
@@ -129,41 +210,74 @@ class Checkpoint:
                 "start from the beginning"
             )
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})["record"])
                 names = file.keys()  # the file itself cannot be gone through
                 tensors = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise self._damaged(str(error)) from error
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+            raise Damaged(path, str(error)) from error
         if not isinstance(record, dict):
-            raise self._damaged("its record is not that of a fit")
+            raise Damaged(path, "its record is not that of a fit")
         if record.get("schema") != SCHEMA:
-            raise InputError(f"{self.path} is of another version of bayesmeta: remove it")
+            raise InputError(
+                f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}: go on "
+                "with the version of bayesmeta that wrote it, or remove it"
+            )
         if type(record.get("step")) is not int or not isinstance(record.get("identity"), dict):
-            raise self._damaged("its record is not that of a fit")
+            raise Damaged(path, "its record is not that of a fit")
         if record.get("sum") != _sum(tensors):
-            raise self._damaged("its numbers are not those that were written")
+            raise Damaged(path, "its numbers are not those that were written")
         return record, tensors
 
-    def _damaged(self, why: str) -> InputError:
-        return InputError(
-            f"{self.path} cannot be read ({why}): remove it to start from the beginning"
-        )
+    def log(self, started: float) -> Callable[[int, int, float], None]:
+        """A callback that adds lines to the log, for whoever follows it.
+
+        Args:
+            started: by the clock of `time.monotonic`.
+        """
+
+        def add(step: int, steps: int, value: float) -> None:
+            if not self.writes:
+                return
+            seconds = round(time.monotonic() - started, 3)
+            line = {"step": step, "M": value if math.isfinite(value) else None, "seconds": seconds}
+            with self._written(step), (Path(self.folder) / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+        return add
+
+    def _cut_log(self, step: int) -> None:
+        """Leave out of the log the steps that are taken again, and a line that a kill cut off."""
+        path = Path(self.folder) / LOG
+        if not (self.writes and path.is_file()):
+            return
+        whole = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        with self._written(step):
+            path.write_text("".join(kept), "utf-8")
 
     def left(self) -> str:
         """What is left of a fit that stopped, in a sentence."""
-        if not self.path.is_file():
-            return f"no checkpoint was written yet: the first one comes after {self.every} steps"
         try:
-            record, _ = self._read()
+            found = replace(self, notes=[])._last()
         except InputError as error:
             return f"of its last checkpoint nothing is left: {error}"
+        if found is None:
+            return f"no checkpoint was written yet: the first one comes after {self.every} steps"
         return (
-            f"its last checkpoint, after {record['step']} steps, is whole: {self.path}; the same "
+            f"its last checkpoint, after {found[0]['step']} steps, is whole: {self.path}; the same "
             "call goes on from there, by any number of processes"
         )
+
+
+class Damaged(InputError):
+    """A file that is no checkpoint, or no longer."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.found = f"{path} cannot be read ({why})"
+        super().__init__(f"{self.found}: remove it to start from the beginning")
 
 
 def as_checkpoint(given: Any) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from test_resuming import small
 import bayesmeta as bm
 from bayesmeta import outer
 from bayesmeta.ranks import RankLost
-from bayesmeta.resuming import FILE, Checkpoint, telling_what_is_left
+from bayesmeta.resuming import BEFORE, FILE, LOG, Checkpoint, telling_what_is_left
 
 
 def truncated(path: Path) -> None:
@@ -40,12 +40,30 @@ def flipped(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", [truncated, empty, another, flipped])
-def test_a_damaged_file_is_refused(damage, tmp_path):
+DAMAGES = [truncated, empty, another, flipped, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_leaves_the_one_before_it(damage, tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=2)
+    wanted = small(checkpoint=checkpoint)
+    damage(checkpoint.path)
+    assert "its last checkpoint, after 2 steps, is whole" in checkpoint.left()
+    found = small(checkpoint=checkpoint)
+    assert torch.equal(found.prior.mean, wanted.prior.mean)
+    assert found.trace == wanted.trace
+    notes = " ".join(found.notes)
+    assert "The fit went on from a checkpoint, after 2 steps." in notes
+    assert ("state.safetensors cannot be read" in notes) == (damage is not Path.unlink)
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:-1])
+def test_two_damaged_files_are_refused(damage, tmp_path):
     checkpoint = Checkpoint(tmp_path, every=2)
     small(checkpoint=checkpoint)
     damage(checkpoint.path)
-    with pytest.raises(bm.InputError, match=r"state\.safetensors cannot be read .*: remove it"):
+    damage(checkpoint.before)
+    with pytest.raises(bm.InputError, match=r"state.*\.safetensors cannot be read .*: remove it"):
         small(checkpoint=checkpoint)
     assert "of its last checkpoint nothing is left" in checkpoint.left()
 
@@ -102,7 +120,7 @@ def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path, every=2)
     small(checkpoint=checkpoint)
     monkeypatch.setattr("bayesmeta.resuming.SCHEMA", 2)
-    with pytest.raises(bm.InputError, match="of another version of bayesmeta: remove it"):
+    with pytest.raises(bm.InputError, match=r"has schema 1, this version reads 2: go on with"):
         small(checkpoint=checkpoint)
 
 
@@ -136,11 +154,11 @@ def test_a_file_that_could_not_be_written_leaves_the_last_one(error, why, tmp_pa
     monkeypatch.setattr("bayesmeta.resuming.save_file", half)
     with pytest.raises(bm.InputError) as raised:
         checkpoint.save(5, {"a": torch.zeros(2)})
-    assert str(raised.value).startswith(f"{checkpoint.path} could not be written after 5 steps (")
+    assert str(raised.value).startswith(f"{tmp_path}/deep/er could not be written to after 5 ")
     assert why in str(raised.value)
     assert "its last checkpoint, after 3 steps, is whole" in str(raised.value)
     assert checkpoint.path.read_bytes() == before
-    assert [path.name for path in checkpoint.path.parent.iterdir()] == [FILE]
+    assert {path.name for path in checkpoint.path.parent.iterdir()} == {FILE, BEFORE, LOG}
 
 
 FULL_DISK = """

@@ -16,7 +16,7 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 # From the bottom up. A module may import from lines below its own, and from its own folder.
 LAYERS = """
     results
-    atomic devices ranks identity
+    atomic devices ranks identity stopping seal
     images spectral resuming
     tasks gaussian empirical likelihoods
     splits forms tables derivatives streams few_shot
@@ -29,6 +29,7 @@ LAYERS = """
     legality
     method
     randomised joint
+    remarks unsound
     methods
     amortised
     adapting choosing judging records
@@ -39,7 +40,7 @@ LAYERS = """
     plots diagnostics pyro_bridge
     options
     console report commands
-    image_tasks
+    image_tasks interrupted
     predicting checking demo
     cli
     launch

@@ -43,7 +43,7 @@ def interrupted(name: str, checkpoint: Checkpoint, after: int, **options) -> Non
         if len(taken) == after:
             raise Interrupted
         taken.append(1)
-        honest(*arguments)
+        return honest(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outer, "_take", take)
@@ -112,7 +112,7 @@ def test_what_a_checkpoint_holds_is_needed(forgotten, tmp_path):
 
 
 def identity_of(checkpoint: Checkpoint) -> dict:
-    return checkpoint._read()[0]["identity"]
+    return checkpoint._read(checkpoint.path)[0]["identity"]
 
 
 def small(**changes) -> bm.Fit:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seals import resealed
 from torch import nn
 
 import bayesmeta as bm
@@ -170,6 +171,9 @@ def test_posteriors_of_another_shape_are_not_loaded(change, tmp_path):
     else:
         tensors["draws"] = tensors["draws"].long()
     save_file(tensors, path)
+    with pytest.raises(bm.InputError, match="damaged, or of another run"):
+        bm.load(tmp_path / "run", model=model)
+    resealed(tmp_path / "run")  # as somebody does who means to change it
     with pytest.raises(bm.InputError, match="not those of its 4 tasks with 2 weights"):
         bm.load(tmp_path / "run", model=model)
 

@@ -63,9 +63,9 @@ class Problem:
         """Say no to a checkpoint of a search that has none.
 
         Raises:
-            InputError: there is one.
+            InputError: there is one, and it is required.
         """
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.checkpoint.required:
             raise InputError(
                 "checkpoint= is for fits by adam or sgd, and this one is a deterministic search, "
                 "of all tasks at once: leave it out"

@@ -1,0 +1,90 @@
+"""The seal of a run folder: run.json names the sha256 of every file beside it, and its own.
+
+It finds damage, and files of two runs in one folder; it is no signature, and nothing that is loaded
+is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bayesmeta.results import InputError
+
+SEAL, FILES = "seal", "files"
+LARGEST = 1 << 30
+"""Bytes of a record or a log that are read; the names of 10⁷ tasks are less."""
+
+
+def sealed(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The record with the digests of the files it belongs to, and its own."""
+    whole = dict(record) | {FILES: {name: _digest(content) for name, content in files.items()}}
+    return whole | {SEAL: _of(whole)}
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """The record in a file, if it is as it was written.
+
+    Raises:
+        InputError: it is not.
+    """
+    content = contents(path)
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fit again") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: is no record of a run; fit again")
+    return record
+
+
+def check(path: Path, record: Mapping[str, Any]) -> None:
+    """Say no to a record that was changed.
+
+    Raises:
+        InputError: it was.
+    """
+    rest = {name: value for name, value in record.items() if name != SEAL}
+    if record.get(SEAL) != _of(rest):
+        raise InputError(f"{path} was changed after it was written, or is damaged; fit again")
+
+
+def belonging(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    """A file of the run, if it is the one that was written with the record.
+
+    Raises:
+        InputError: it is missing, damaged, or of another run.
+    """
+    content = contents(folder / name)
+    if record[FILES].get(name) != _digest(content):
+        raise InputError(
+            f"{folder / name} is damaged, or of another run than {folder / 'run.json'}; fit again"
+        )
+    return content
+
+
+def contents(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is missing from the run: fit again")
+        if path.suffix != ".safetensors" and path.stat().st_size > LARGEST:
+            raise InputError(f"{path} is larger than any that is written; fit again")
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fit again") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _of(record: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(record, sort_keys=True, ensure_ascii=True).encode())
