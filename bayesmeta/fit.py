@@ -246,12 +246,19 @@ def _result(given: _Given, estimate: Estimate, solver: str, *, reml: bool) -> Fi
         standard_errors=_standard_errors(estimate, model),
         flagged=[
             *given.left_out,
+            *_failed(estimate, family),
             *flags(family.names, estimate.results, estimate.task_evidence, method),
         ],
         notes=notes,
         trace=estimate.trace.values,
         stream=None if given.stream is None else given.stream.record(),
     )
+
+
+def _failed(estimate: Estimate, family: TaskFamily) -> list[Flag]:
+    if estimate.failures is None:
+        return []
+    return estimate.failures.flags(family.names, len(estimate.trace.values))
 
 
 def _identity(

@@ -91,16 +91,3 @@ def per_task(expected_loss: Tensor, posteriors: Gaussian, prior: Gaussian, beta:
     """
     divergence = prior.quadratic(posteriors.mean) if posteriors.is_point else posteriors.kl(prior)
     return expected_loss + beta * divergence
-
-
-def total(values: Tensor, tasks: int, drawn: int | None = None) -> Tensor:
-    """() M from the tasks of a minibatch: their sum times tasks / (tasks in the batch).
-
-    Unbiased for the sum over the family when batches are drawn uniformly.
-
-    Args:
-        values: (..., task) M_i.
-        tasks: in the family.
-        drawn: in the batch, where `values` has only this process's part of them.
-    """
-    return values.sum() * (tasks / (values.shape[-1] if drawn is None else drawn))

@@ -44,6 +44,8 @@ def fit_notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily
         notes.append(f"The outer loop {estimate.trace.result.sentence}.")
     if estimate.trace.skipped:
         notes.append(f"{estimate.trace.skipped} outer steps were not finite and were not taken.")
+    if estimate.failures is not None:
+        notes += estimate.failures.notes(len(estimate.trace.values))
     if estimate.trace.gave_up:
         notes.append(
             f"The outer loop gave up after {len(estimate.trace.values)} steps, as none of the last "

@@ -17,7 +17,7 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 LAYERS = """
     results
     atomic devices ranks identity stopping seal
-    images spectral resuming
+    images spectral resuming failures
     tasks gaussian empirical likelihoods
     splits forms tables derivatives streams few_shot
     prior models families standardise

@@ -16,6 +16,7 @@ from torch import Tensor
 from bayesmeta.amortised.checks import check_anchor, check_minibatches, check_random
 from bayesmeta.amortised.memory import within_memory
 from bayesmeta.amortised.step import MetaStep, Outcome
+from bayesmeta.failures import Failures
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.inner.paths import Paths
 from bayesmeta.joint.problem import Problem
@@ -83,6 +84,7 @@ class Descent:
         if self.method.compile:
             self.call = compiled(self.step)
         self.deterministic = deterministic(problem)
+        self.failures = Failures(None if problem.stream is not None else len(problem.family))
         self.ranks = Ranks.present()
         self.passes = Passes(problem.family, self.method.batch, problem.generator)
         self.split = _split(problem)
@@ -111,7 +113,8 @@ class Descent:
         it, are then of that many.
         """
         mine, start = self.ranks.share(len(tasks)), self.prior.free["mean"].detach()
-        sums = [torch.zeros_like(p, dtype=wide(p)) for p in (start.sum(), *self.parameters())]
+        leaves = (start.sum(), start.sum(), *self.parameters())  # of M and of the count of tasks
+        sums = [torch.zeros_like(p, dtype=wide(p)) for p in leaves]
         # The last batch of a family may be fewer tasks than there are processes.
         for part in mine.split(self._at_once(tasks)) if len(mine) else ():
             found = within_memory(lambda which: self._sums(tasks[which]), part)
@@ -121,11 +124,11 @@ class Descent:
             self.solutions[index] = self.ranks.gathered(
                 self.solutions[index[mine.to(index.device)]]
             )
-        value, *gradients = (total.to(start) for total in self.ranks.summed(sums))
+        value, count, *gradients = (total.to(start) for total in self.ranks.summed(sums))
         # A linear function with the rule's own derivative, through the value of M.
         pairs = zip(self.parameters(), gradients, strict=True)
         linear = sum(((p - p.detach()) * g).sum() for p, g in pairs)
-        value = (len(self.problem.family) / len(tasks)) * (value + linear)
+        value = (len(self.problem.family) / count) * (value + linear)
         learned = self.prior.learn == "all"
         return value - (self.prior.log_hyperprior() if learned else 0.0)
 
@@ -140,7 +143,7 @@ class Descent:
         return max(1, LARGEST_INPUT // max(1, numbers))
 
     def _sums(self, tasks: Tasks) -> list[Tensor]:
-        """Σ_i M_i, and its derivative in every parameter."""
+        """Σ_i M_i, the number of its tasks, and its derivative in every parameter."""
         free = {k: v.detach() for k, v in self.prior.free.items()}
         shared = {k: v.detach() for k, v in self.shared.items()}
         params = self.step.params(free, shared, len(tasks))
@@ -153,10 +156,15 @@ class Descent:
             self.solutions[index] = outcome.solved.value
         found = outcome.gradients
         slope = found["anchor"]["mean"]
+        finite = outcome.values.isfinite() & slope.isfinite().all(-1)
+        others = self.failures.others(finite, index)
+        if others is not None:
+            return self._sums(tasks[others])
         by_name = {"mean": slope.sum(0, dtype=wide(slope)), **found["covariance"]}
         learned = [by_name[k] for k, p in self.prior.free.items() if p.requires_grad]
         value = outcome.values.sum(dtype=wide(outcome.values))
-        return [value, *learned, *(found["shared"][k] for k in self.shared)]
+        count = torch.full_like(value, len(tasks))
+        return [value, count, *learned, *(found["shared"][k] for k in self.shared)]
 
     def draw(self) -> Tasks:
         """The tasks of the next outer step."""
@@ -181,12 +189,13 @@ class Descent:
 
     def tensors(self) -> dict[str, Tensor]:
         """Where the descent is among its tasks and noise."""
-        found = self.passes.tensors()
+        found = self.passes.tensors() | self.failures.tensors()
         return found if self.solutions is None else found | {"solutions": self.solutions}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from there."""
         self.passes.restore(tensors)
+        self.failures.restore(tensors)
         if self.solutions is not None:
             self.solutions.copy_(tensors["solutions"])
 
@@ -203,6 +212,7 @@ class Descent:
         fixed = self.draw() if self.deterministic else None
         if optimiser == "quasi-newton":
             assert fixed is not None
+            self.failures.contained = False
             problem.refuse_checkpoint()
             return minimise(
                 lambda: self.evaluate(fixed),

@@ -47,6 +47,7 @@ def estimate(problem: Problem) -> Estimate:
         posterior, evidence, results = adapted(
             problem.with_prior(prior), shared, problem.family, problem.query, ranks
         )
+        failures = fit.failures.everywhere(ranks)
     return Estimate(
         prior=prior,
         shared=shared,
@@ -55,6 +56,7 @@ def estimate(problem: Problem) -> Estimate:
         task_evidence=evidence,
         trace=trace,
         results=results,
+        failures=failures,
     )
 
 

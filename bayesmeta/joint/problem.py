@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.empirical import Empirical
+from bayesmeta.failures import Failures
 from bayesmeta.forms import Form
 from bayesmeta.gaussian import Gaussian, triangular
 from bayesmeta.identity import digest, of_model
@@ -104,6 +105,7 @@ class Estimate:
         trace: of the outer loop.
         results: how each task's own solve ended.
         fixed_covariance: of the estimates of (θ₀, the module's ψ), or None.
+        failures: tasks that failed on the way, where that is looked at.
     """
 
     prior: Prior
@@ -114,6 +116,7 @@ class Estimate:
     trace: Trace
     results: list[Result] = field(default_factory=list)
     fixed_covariance: Tensor | None = None
+    failures: Failures | None = None
 
 
 class CovarianceRoot:
