@@ -13,9 +13,10 @@ import torch
 import bayesmeta as bm
 from bayesmeta import families, likelihoods
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.joint.descent import Descent
+from bayesmeta.joint.problem import Problem
 from bayesmeta.methods import joint
 from bayesmeta.models import linear
-from bayesmeta.objective import per_task, total
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "reference" / "reference.json").read_text())
@@ -175,13 +176,12 @@ def test_the_bound_lies_just_below_the_quadrature_likelihood(case: str) -> None:
 
 def test_minibatches_are_scaled_to_the_family() -> None:
     family, model, prior = correlated_tasks()
-    batch, everyone = family.batch(torch.tensor([0, 1, 2])), family.batch()
-    q = Gaussian(torch.zeros(6, 2).double(), torch.ones(6, 2).double())
-    losses = model.double().energies(q.mean, everyone)
-    whole = per_task(losses, q, prior(), 1.0)
-    halves = [total(whole[a : a + 3], 6) for a in (0, 3)]
-    torch.testing.assert_close(sum(halves) / 2, total(whole, 6))
-    torch.testing.assert_close(model.energies(q.mean[:3], batch), losses[:3])
+    seeded = torch.Generator().manual_seed(0)
+    problem = Problem(model.double(), family, prior, joint(batch=3), False, seeded)
+    descent = Descent(problem, None)
+    halves = [family.batch(torch.tensor(which)) for which in ([0, 1, 2], [3, 4, 5])]
+    values = [descent.value(half, descent.common[:, :3]) for half in halves]
+    torch.testing.assert_close(sum(values) / 2, descent.value(family.batch(), descent.common))
 
 
 def test_minibatch_descent_comes_near_the_full_fit() -> None:
