@@ -110,8 +110,7 @@ def mixes_numbers_and_text(table: Table, name: str) -> bool:
 
 def labels(table: Table, name: str) -> Levels:
     """The labels of a column exactly as written, in order of first appearance."""
-    column = table.column(name)
-    codes, unique = pd.factorize(column)
+    codes, unique = pd.factorize(table.written(name))
     absent = np.append(_missing(pd.Series(unique)), True)  # factorize codes a null as -1, the last
     table.refuse_row(
         name,

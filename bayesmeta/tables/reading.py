@@ -1,8 +1,9 @@
 """A table as its owner sees it: a file or a DataFrame, and a name for every cell.
 
-Reading changes nothing: every cell of a file stays the text it was, and what it means (a number, a
-category, a task) is decided column by column in `columns`. A file that is not what it seems (a
-folder, a spreadsheet, half-converted text, lines of different lengths) is refused with the line.
+Columns of a file in which every cell is a number are read as numbers, all others as text; the text
+of every cell, as it was written, is there to be asked for. What a column means (a number, a
+category, a task) is decided in `columns`. A file that is not what it seems (a folder, a
+spreadsheet, half-converted text, lines of different lengths) is refused with the line.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api import types
 
 from bayesmeta.results import InputError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+PART = 1 << 24
+"""Bytes of a file that are looked at together."""
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SIGNATURES = {
     b"PK\x03\x04": "a spreadsheet or zip archive",
@@ -31,20 +35,121 @@ SIGNATURES = {
 
 
 @dataclass(frozen=True, eq=False)
+class Lines:
+    """The lines of a file, from which columns are read.
+
+    Args:
+        content: UTF-8 text with unix line ends.
+        delimiter: what separates fields.
+        header: the names of all columns, "" where one has none.
+        before: lines up to the end of the header.
+    """
+
+    content: bytes
+    delimiter: str
+    header: tuple[str, ...]
+    before: int
+
+    def columns(self, dtype: type | None, *only: int) -> pd.DataFrame:
+        """Columns by their place: as text, or (None) as numbers where every cell is one.
+
+        Args:
+            dtype: str or None.
+            only: places; none for all.
+        """
+        return pd.read_csv(
+            io.BytesIO(self.content),
+            sep=self.delimiter,
+            header=None,
+            names=list(range(len(self.header))),
+            usecols=list(only) if only else None,
+            skiprows=self.before,
+            dtype=dtype,
+            na_filter=False,
+            index_col=False,
+            low_memory=False,  # which would look at parts of a column apart
+            # The C parser also skips lines of blanks only, which csv counts as one empty field.
+            skip_blank_lines=True,
+        )
+
+    def refuse_ragged(self, source: str) -> None:
+        """Every record has as many fields as the header; blank lines are skipped.
+
+        Raises:
+            InputError: one has not; names the line.
+        """
+        try:
+            fields = self._quoted() if b'"' in self.content else self._plain()
+        except csv.Error as error:
+            raise InputError(
+                f"{source}, line {self._first_error()}: {error}; look for a quote that is not "
+                "closed"
+            ) from None
+        fields = fields[fields > 0]
+        wrong = np.flatnonzero(fields != len(self.header))
+        if len(wrong):
+            count = int(fields[wrong[0]])
+            raise InputError(
+                f"{source}, line {self.of_record(int(wrong[0]))} has {count} "
+                f"field{'s' * (count != 1)} but the header has {len(self.header)}: correct the "
+                f"line, or quote a value that holds a {DELIMITERS[self.delimiter]}"
+            )
+
+    def _quoted(self) -> np.ndarray:
+        """(record,) fields; 0 for a blank line."""
+        reader = csv.reader(_text(self.content), delimiter=self.delimiter, strict=True)
+        return np.fromiter(map(len, reader), dtype=np.int64)
+
+    def _plain(self) -> np.ndarray:
+        """The same of a file without quotes, where a delimiter is always one."""
+        sign, parts = self.delimiter.encode(), io.BytesIO(self.content)
+        counts = [np.zeros(0, dtype=np.int64)]
+        while some := parts.read(PART) + parts.readline():
+            some = some.removesuffix(b"\n") + b"\n"
+            letters = np.frombuffer(some, dtype=np.uint8)
+            ends = np.flatnonzero(letters == ord("\n"))
+            starts = np.append(0, ends[:-1] + 1)
+            signs = np.add.reduceat(letters == ord(sign), starts, dtype=np.int64)
+            counts.append(np.where(ends > starts, signs + 1, 0))
+        return np.concatenate(counts)
+
+    def _first_error(self) -> int:
+        """The line where the first record starts that csv refuses."""
+        reader = csv.reader(_text(self.content), delimiter=self.delimiter, strict=True)
+        before = 0
+        try:
+            for _ in reader:
+                before = reader.line_num
+        except csv.Error:
+            pass
+        return before + 1
+
+    def of_record(self, record: int) -> int:
+        """The line in an editor where a record starts (the header is record 0)."""
+        reader = csv.reader(_text(self.content), delimiter=self.delimiter)
+        before = 0
+        for fields in reader:
+            if fields:
+                if record == 0:
+                    return before + 1
+                record -= 1
+            before = reader.line_num
+        return before
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table and how to name its parts to the person who made it.
 
     Args:
-        frame: the columns; from a file all cells are text.
+        frame: the columns; from a file, numbers where all cells are, and text.
         source: the file's name, or what stands for it, e.g. "DataFrame".
-        text: the whole text of the file, to find line numbers in; None for a DataFrame.
-        delimiter: what separates the file's fields.
+        lines: of the file; None for a DataFrame.
     """
 
     frame: pd.DataFrame
     source: str
-    text: str | None = None
-    delimiter: str = ","
+    lines: Lines | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -55,9 +160,9 @@ class Table:
 
     def row(self, position: int) -> str:
         """What to call a row: its line in an editor, or its index label in a DataFrame."""
-        if self.text is None:
+        if self.lines is None:
             return f"index {self.frame.index[position : position + 1].tolist()[0]!r}"
-        return f"line {_line_of_record(self.text, self.delimiter, position + 1)}"
+        return f"line {self.lines.of_record(position + 1)}"
 
     def cell(self, column: str, position: int) -> str:
         return f"{self.source}, {self.row(position)}, column {column!r}"
@@ -72,6 +177,13 @@ class Table:
             raise InputError(f"{self.source} has no column {name!r}{self._advice(name)}")
         return pd.Series(self.frame[name])
 
+    def written(self, name: str) -> pd.Series:
+        """A column as it is written: of a file the text, "007" and not 7."""
+        column = self.column(name)
+        if self.lines is None or not types.is_numeric_dtype(column):
+            return column
+        return self.lines.columns(str, self.lines.header.index(name)).iloc[:, 0]
+
     def refuse_row(self, column: str, bad: np.ndarray, why: str, what_to_do: str) -> None:
         """Raise for the first row marked in `bad`, counting the others.
 
@@ -84,7 +196,7 @@ class Table:
         places = np.flatnonzero(bad)
         if len(places) == 0:
             return
-        value = self.frame[column].iloc[places[0]] if column in self.frame.columns else ""
+        value = self.written(column).iloc[places[0]] if column in self.frame.columns else ""
         others = len(places) - 1
         more = f" (and {others} more row{'s' * (others > 1)})" if others else ""
         why = why.replace("{value}", repr(value) if isinstance(value, str) else str(value))
@@ -121,7 +233,8 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         ...     read_csv(file).iloc[0].tolist()
         ['007', '1.50']
     """
-    return open_table(path).frame
+    lines = _lines_of_file(Path(path))
+    return _named(lines.columns(str), lines.header)
 
 
 def open_table(data: str | Path | pd.DataFrame, *, source: str = "DataFrame") -> Table:
@@ -142,25 +255,29 @@ def _table_of_frame(frame: pd.DataFrame, source: str) -> Table:
 
 
 def _table_of_file(path: Path) -> Table:
-    text = _decode(_read_bytes(path), path.name)
-    delimiter = _delimiter(text)
-    header, lines = _header(text, delimiter, path.name)
+    lines = _lines_of_file(path)
+    body = lines.columns(None)
+    for place, dtype in body.dtypes.items():
+        # True and False are two texts, and a whole number beyond 64 bits is read as an object.
+        if types.is_bool_dtype(dtype) or dtype == np.dtype(object):
+            body[place] = lines.columns(str, place)
+    return Table(_named(body, lines.header), path.name, lines)
+
+
+def _named(body: pd.DataFrame, header: Sequence[str]) -> pd.DataFrame:
+    """The columns that have a name."""
+    return pd.DataFrame({name: body[i] for i, name in enumerate(header) if name})
+
+
+def _lines_of_file(path: Path) -> Lines:
+    """The file's lines, all of as many fields."""
+    content = _decodable(_read_bytes(path), path.name)
+    delimiter = _delimiter(content)
+    header, before = _header(content, delimiter, path.name)
     _refuse_repeated([name for name in header if name], path.name)
-    _refuse_ragged(text, delimiter, len(header), path.name)
-    body = pd.read_csv(
-        io.StringIO(text),
-        sep=delimiter,
-        header=None,
-        names=list(range(len(header))),
-        skiprows=lines,
-        dtype=str,
-        na_filter=False,
-        index_col=False,
-        # The C parser also skips lines of blanks only, which csv counts as one empty field.
-        skip_blank_lines=True,
-    )
-    frame = pd.DataFrame({name: body[i] for i, name in enumerate(header) if name})
-    return Table(frame, path.name, text, delimiter)
+    lines = Lines(content, delimiter, tuple(header), before)
+    lines.refuse_ragged(path.name)
+    return lines
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -183,7 +300,7 @@ def _nearby(path: Path) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _decode(content: bytes, source: str) -> str:
+def _decodable(content: bytes, source: str) -> bytes:
     """UTF-8 text with unix line ends, or an InputError that names the first bad line."""
     for signature, kind in SIGNATURES.items():
         if content.startswith(signature):
@@ -192,11 +309,13 @@ def _decode(content: bytes, source: str) -> str:
         raise InputError(f"{source} is UTF-16 text: save it as UTF-8")
     if b"\0" in content:
         raise InputError(f"{source} is a binary file, not text: give a CSV file")
-    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if not content.strip():
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if not content or content.isspace():
         raise InputError(f"{source} is empty: it needs a header line and rows")
     try:
-        return content.decode("utf-8")
+        content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
@@ -209,6 +328,7 @@ def _decode(content: bytes, source: str) -> str:
         raise InputError(
             f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8 {which}; save the file as UTF-8"
         ) from None
+    return content
 
 
 def _has_multibyte(content: bytes) -> bool:
@@ -216,15 +336,15 @@ def _has_multibyte(content: bytes) -> bool:
     return any(ord(char) > 127 for char in content.decode("utf-8", errors="ignore"))
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(content: bytes) -> str:
     """The delimiter that splits the header into most fields; the comma wins ties."""
-    header = text.lstrip("\n").split("\n", 1)[0]
+    header = content.lstrip(b"\n").split(b"\n", 1)[0].decode("utf-8")
     return max(DELIMITERS, key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
 
 
-def _header(text: str, delimiter: str, source: str) -> tuple[list[str], int]:
+def _header(content: bytes, delimiter: str, source: str) -> tuple[list[str], int]:
     """The header's names, and the number of lines up to its end."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    reader = csv.reader(_text(content), delimiter=delimiter)
     try:
         header = next(record for record in reader if record)
         lines = reader.line_num
@@ -235,58 +355,17 @@ def _header(text: str, delimiter: str, source: str) -> tuple[list[str], int]:
     return [name.strip() for name in header], lines
 
 
+def _text(content: bytes) -> io.TextIOWrapper:
+    """Its lines, without a copy of the whole."""
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
+
+
 def _refuse_repeated(names: Sequence[str], source: str) -> None:
     repeated = [name for i, name in enumerate(names) if name in names[:i]]
     if repeated:
         raise InputError(
             f"{source} has more than one column named {repeated[0]!r}: rename or remove one"
         )
-
-
-def _refuse_ragged(text: str, delimiter: str, width: int, source: str) -> None:
-    """Every record has as many fields as the header; blank lines are skipped."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    try:
-        fields = np.fromiter(map(len, reader), dtype=np.int64)
-    except csv.Error as error:
-        line = _line_of_first_error(text, delimiter)
-        raise InputError(
-            f"{source}, line {line}: {error}; look for a quote that is not closed"
-        ) from None
-    fields = fields[fields > 0]
-    wrong = np.flatnonzero(fields != width)
-    if len(wrong):
-        line = _line_of_record(text, delimiter, int(wrong[0]))
-        count = int(fields[wrong[0]])
-        raise InputError(
-            f"{source}, line {line} has {count} field{'s' * (count != 1)} but the header has "
-            f"{width}: correct the line, or quote a value that holds a {DELIMITERS[delimiter]}"
-        )
-
-
-def _line_of_first_error(text: str, delimiter: str) -> int:
-    """The line where the first record starts that csv refuses."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    before = 0
-    try:
-        for _ in reader:
-            before = reader.line_num
-    except csv.Error:
-        pass
-    return before + 1
-
-
-def _line_of_record(text: str, delimiter: str, record: int) -> int:
-    """The line in an editor where the record starts (the header is record 0)."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    before = 0
-    for fields in reader:
-        if fields:
-            if record == 0:
-                return before + 1
-            record -= 1
-        before = reader.line_num
-    return before
 
 
 def joined(names: Sequence[Any], most: int = 5) -> str:

@@ -37,8 +37,8 @@ def remarks(
     table: Table, request: Request, tasks: Levels, design: Design, response: Response
 ) -> Iterator[str]:
     """Sentences on how the table was read."""
-    if table.delimiter != ",":
-        yield f"{table.source} was read as separated by {DELIMITERS[table.delimiter]}s"
+    if table.lines is not None and table.lines.delimiter != ",":
+        yield f"{table.source} was read as separated by {DELIMITERS[table.lines.delimiter]}s"
     for name, levels in design.coding.items():
         yield _coding(table, name, levels, design.columns)
     if response.levels not in (None, ("0", "1")):

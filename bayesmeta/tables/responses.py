@@ -151,7 +151,7 @@ def _real(table: Table, y: str) -> np.ndarray:
     if is_category(table, y) and len(categories(table, y).names) == 2:
         found = categories(table, y).names
         raise InputError(
-            f"{table.cell(y, 0)}: {table.frame[y].iloc[0]!r} is not a number; the two levels "
+            f"{table.cell(y, 0)}: {table.written(y).iloc[0]!r} is not a number; the two levels "
             f"{joined(found)} suit likelihood 'bernoulli'"
         )
     return numbers(table, y)
