@@ -43,7 +43,7 @@ from bayesmeta.resuming import Checkpoint, as_checkpoint
 from bayesmeta.standardise import Standardisation
 from bayesmeta.streams import STEP_TASKS, TaskStream
 from bayesmeta.tasks import TaskFamily
-from bayesmeta.unsound import UNSOUND, left_out_note, unsound
+from bayesmeta.unsound import BAD_DATA, BAD_LOSS, Reason, bad_data, unsound
 
 __all__ = ["Fit", "Named", "Prediction", "fit", "load"]
 
@@ -112,6 +112,8 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     family = family if device is None else family.to(device=device)
     given = _given(model, family, method, prior, query, generator)
+    if model.likelihood is not None:  # an energy has its own ways with numbers
+        given.leave_out(bad_data(given.family, given.query), BAD_DATA)
     given.standardise(standardise)
     given.prior = checked_prior(given.prior, given.method, given.model, given.family, given.notes)
     ranks = Ranks.present()
@@ -129,7 +131,7 @@ def fit(
 
     problem = problem_of()
     solver = choose(problem)
-    if solver != "exact" and given.stream is None and given.leave_out(unsound(problem)):
+    if solver != "exact" and given.stream is None and given.leave_out(unsound(problem), BAD_LOSS):
         problem = problem_of()
     # Whoever calls from a torch.no_grad() block wants a fit all the same.
     with torch.enable_grad(), multiplying(given.model.precision):
@@ -171,13 +173,13 @@ class _Given:
     standardisation: Standardisation | None = None
     left_out: list[Flag] = field(default_factory=list)
 
-    def leave_out(self, tasks: Tensor) -> bool:
+    def leave_out(self, tasks: Tensor, reason: Reason) -> bool:
         """Go on without some tasks, named and flagged; not without all. Whether it does."""
         if not 0 < len(tasks) < len(self.family):
             return False
         names = [self.family.names[i] for i in tasks.tolist()]
-        self.left_out = [Flag(name, UNSOUND) for name in names]
-        self.notes.append(left_out_note(names, len(self.family)))
+        self.left_out += [reason.flag(name) for name in names]
+        self.notes.append(reason.note(names, len(self.family)))
         others = torch.ones(len(self.family), dtype=torch.bool)
         others[tasks] = False
         kept = others.nonzero().flatten()

@@ -281,8 +281,13 @@ def test_padding_that_is_not_a_number_changes_nothing() -> None:
     assert again.log_evidence == pytest.approx(fit.log_evidence, abs=1e-9)
     real = family.tensors["y"].clone()
     real[3, 0] = torch.nan
-    with pytest.raises(bm.InputError, match="y of task '3'.*not finite"):
-        bm.fit(model, bm.TaskFamily.from_tensors(x=family.tensors["x"], y=real, mask=family.mask))
+    poisoned = bm.TaskFamily.from_tensors(x=family.tensors["x"], y=real, mask=family.mask)
+    found = bm.fit(model, poisoned)
+    assert [flag.task for flag in found.flagged] == ["3"] and "left out" in found.flagged[0].why
+    others = [i for i in range(9) if i != 3]
+    assert found.log_evidence == bm.fit(model, family.subset(others)).log_evidence
+    with pytest.raises(bm.InputError, match="y of task '0'.*not finite"):
+        bm.fit(model, bm.TaskFamily.from_tensors(x=family.tensors["x"], y=real * torch.nan))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -81,3 +83,19 @@ def test_a_run_without_some_tasks_comes_back(tmp_path):
     fit.save(tmp_path / "run")
     loaded = bm.load(tmp_path / "run", model=model())
     assert loaded.flagged == fit.flagged and loaded.notes == fit.notes
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_data_that_are_no_numbers_do_not_reach_the_units_of_others(value, standardise):
+    generator = torch.Generator().manual_seed(0)
+    sound, _ = bm.families.linear_gaussian(tasks=8, rows=6, generator=generator)
+    x = sound.tensors["x"].clone()
+    x[5, 2] = value
+    bad = bm.TaskFamily.from_tensors(x=x, y=sound.tensors["y"])
+    module = bm.Model(torch.nn.Linear(1, 1), bm.likelihoods.Gaussian())
+    fit = bm.fit(module, bad, standardise=standardise)
+    others = [i for i in range(8) if i != 5]
+    alone = bm.fit(module, sound.subset(others), standardise=standardise)
+    assert fit.log_evidence == alone.log_evidence
+    assert fit.flagged[0].task == "5" and "too large to square" in fit.flagged[0].why
