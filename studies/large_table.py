@@ -163,15 +163,19 @@ def headline(table: pd.DataFrame) -> str:
     """The largest file: what pandas, reading and fitting take, and whether the fit is right."""
     largest = table[table["tasks"] == table["tasks"].max()].set_index("stage")
     fit, read, pandas = (largest.loc[stage] for stage in ("fit", "read", "pandas"))
+    size = f"{fit['rows']:,} rows, {fit['file_mib']:.0f} MiB"
     return (
-        f"{fit['tasks']:,} ragged tasks ({fit['rows']:,} rows, {fit['file_mib']:.0f} MiB) are read, "
-        f"fitted and saved in {fit['seconds']:.0f} s and {fit['peak_mib'] / 1024:.1f} GiB, on "
-        f"one thread. Reading them into tasks takes {read['seconds']:.1f} s and "
-        f"{read['peak_mib'] / 1024:.1f} GiB, where pandas alone reads the file in "
-        f"{pandas['seconds']:.1f} s and {pandas['peak_mib'] / 1024:.1f} GiB. The prior means lie "
-        f"within {fit['largest_z']:.1f} of their standard errors of the truth, and "
+        f"{fit['tasks']:,} ragged tasks ({size}) are read, fitted and saved in "
+        f"{fit['seconds']:.0f} s and {_gib(fit)} on one thread. Reading them into tasks takes "
+        f"{read['seconds']:.1f} s and {_gib(read)}, where pandas alone reads the file in "
+        f"{pandas['seconds']:.1f} s and {_gib(pandas)}. The prior means lie within "
+        f"{fit['largest_z']:.1f} of their standard errors of the truth, and "
         f"{fit['flagged']:.0f} tasks are flagged."
     )
+
+
+def _gib(row: pd.Series) -> str:
+    return f"{row['peak_mib'] / 1024:.1f} GiB"
 
 
 if __name__ == "__main__":
