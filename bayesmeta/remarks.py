@@ -16,6 +16,7 @@ from bayesmeta.prior import Prior
 from bayesmeta.results import Result
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TaskFamily
+from bayesmeta.weak import weak_note, weak_tasks
 
 NO_NOISE = 1e-3
 SEPARATED = 1e-3
@@ -40,6 +41,8 @@ def fit_notes(estimate: Estimate, model: Model, prior: Prior, family: TaskFamily
             "estimate; log_evidence leaves the hyper-prior out."
         )
     notes += _noise_notes(estimate, model, family) + _separation_notes(estimate, model, family)
+    weak = weak_tasks(model, family, estimate.posterior.mean)
+    notes += weak_note(weak, len(family))
     if estimate.trace.result is not Result.converged:
         notes.append(f"The outer loop {estimate.trace.result.sentence}.")
     if estimate.trace.skipped:

@@ -221,7 +221,7 @@ def test_check_finds_nothing_wrong_with_an_exact_fit(folder):
     checks = json.loads(succeed("check", folder / "fitted", "--json"))
     assert checks["ok"] is True
     names = [finding["check"] for finding in checks["findings"]]
-    assert names == ["trace", "pareto_k", "tasks", "boundary"]
+    assert names == ["trace", "pareto_k", "tasks", "data", "boundary"]
     assert all(finding["flagged"] == [] for finding in checks["findings"])
     assert 0.8 < checks["coverage"]["0.9"] <= 1
     assert checks["notes"] == []

@@ -200,12 +200,12 @@ def test_points_have_no_khat(exact):
     fit = dataclasses.replace(exact, posterior=Named(exact.prior.names, point, exact.family.names))
     with pytest.raises(InputError, match="point posteriors"):
         khat(fit)
-    assert [f.check for f in check(fit)] == ["trace", "tasks", "boundary"]
+    assert [f.check for f in check(fit)] == ["trace", "tasks", "data", "boundary"]
 
 
 def test_a_sound_fit_passes_every_check(exact):
     found = check(exact)
-    assert [f.check for f in found] == ["trace", "pareto_k", "tasks", "boundary"]
+    assert [f.check for f in found] == ["trace", "pareto_k", "tasks", "data", "boundary"]
     assert all(f.ok and not f.flags for f in found), found
 
 

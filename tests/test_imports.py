@@ -29,6 +29,7 @@ LAYERS = """
     legality
     method
     randomised joint
+    weak
     remarks unsound
     methods
     amortised

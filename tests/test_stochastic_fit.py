@@ -136,7 +136,7 @@ def test_figures_and_checks_of_a_random_fit(name, fits):
         bm.plots.draw(figure, fit)
         assert bm.plots.caption(figure, fit)
     findings = {finding.check: finding for finding in check(fit)}
-    assert set(findings) == {"trace", "tasks", "boundary", "meta_gradient"}
+    assert set(findings) == {"trace", "tasks", "data", "boundary", "meta_gradient"}
     assert findings["meta_gradient"].ok and findings["tasks"].ok
     assert "no exact answer to audit it by" in findings["meta_gradient"].sentence
     with pytest.raises(InputError, match=r"no density, and so no k̂: hold them against bm.nuts"):

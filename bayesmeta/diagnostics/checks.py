@@ -12,6 +12,7 @@ from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
 from bayesmeta.posteriors.free import Free
 from bayesmeta.results import Flag
+from bayesmeta.weak import weak_tasks
 
 BOUNDARY = 1e-3  # prior sd over what the data of one task leave uncertain
 LARGEST_GAP = 1.0  # nats
@@ -23,7 +24,7 @@ NETWORK_DRAWS = 2000
 
 
 def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]:
-    """All checks of a fit: trace, pareto_k, tasks, boundary, reachability, meta_gradient.
+    """All checks of a fit: trace, pareto_k, tasks, data, boundary, reachability, meta_gradient.
 
     Args:
         fit: a fit.
@@ -39,7 +40,7 @@ def check(fit: Fit, *, draws: int | None = None, seed: int = 0) -> list[Finding]
     if isinstance(fit.posterior.gaussian, Gaussian) and not fit.posterior.gaussian.is_point:
         enough = NETWORK_DRAWS if fit.solver in ("gradient", "amortised") else DRAWS
         found.append(_pareto_k(fit, enough if draws is None else draws, seed))
-    found += [_tasks(fit), _boundary(fit)]
+    found += [_tasks(fit), _data(fit), _boundary(fit)]
     if fit.solver == "gradient":
         found.append(_reachability(fit))
     if not isinstance(fit.choices.posterior, Free):
@@ -99,6 +100,19 @@ def _tasks(fit: Fit) -> Finding:
     if flags:
         said += f" ({named(flags)}): see the sentence of each"
     return Finding("tasks", not flags, said, flags)
+
+
+def _data(fit: Fit) -> Finding:
+    """Tasks that are fine in a family, and would have no finite estimate alone."""
+    family = fit.internal(fit.family)
+    flags = tuple(weak_tasks(fit.model, family, fit.posterior.gaussian.mean))
+    if not flags:
+        return Finding("data", True, "every task's own data say something of its weights")
+    said = (
+        f"{len(flags)} of {len(family)} tasks lean on the prior, as their own rows give no finite "
+        f"estimate ({named(flags)}): see the sentence of each"
+    )
+    return Finding("data", True, said, flags)
 
 
 def _boundary(fit: Fit) -> Finding:

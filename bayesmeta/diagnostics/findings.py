@@ -16,7 +16,7 @@ class Finding:
     """What one check found.
 
     Args:
-        check: "trace", "pareto_k", "tasks", "boundary", "reachability" or "meta_gradient".
+        check: "trace", "pareto_k", "tasks", "data", "boundary", "reachability" or "meta_gradient".
         ok: whether there is nothing to do.
         sentence: what was found and, unless ok, what to try.
         flags: the tasks it concerns, each with its own sentence.
