@@ -216,7 +216,7 @@ def headline(table: pd.DataFrame) -> str:
         f"{at['batch', 1]:.3g} ms. "
         f"In a loop over draws each costs {loop:.3g} ms, {loop / batch:.3g} times as much, and in "
         f"a loop over draws and tasks in plain torch {plain:.3g} ms, {plain / batch:.3g} times. "
-        f"Beware that most is won early: {before} draws in a batch already cost "
-        f"{at['batch', before]:.3g} ms each ({table['device'].iloc[0].upper()}, and all agree to "
+        f"Beware that most is won early: a draw costs {at['batch', before]:.3g} ms in a batch of "
+        f"{before} ({table['device'].iloc[0].upper()}, and all agree to "
         f"{table['relative_difference'].max():.0e})."
     )

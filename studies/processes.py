@@ -323,7 +323,7 @@ def headline(table: pd.DataFrame) -> str:
         f"After {steps} steps of each of {fits} fits, {size} processes are at the same θ₀ as one: "
         f"{_apart(shared)}. "
         f"A step takes them {ratio.iloc[0]:.2f} times as long as one process for "
-        f"{_plain(ratio.index[0])}, but {ratio.iloc[-1]:.2f} times for {_plain(small)}, whose step "
+        f"{_plain(ratio.index[0])} and {ratio.iloc[-1]:.2f} times for {_plain(small)}, whose step "
         f"is {ms['alone', small]:.3g} ms ({first}). "
         f"Beware that this machine sets the limit: busy with a fit each, {size} processes take "
         f"{busy.min():.2f} to {busy.max():.2f} times as long as one alone, so sharing cannot go "
@@ -340,7 +340,7 @@ def _apart(shared: pd.DataFrame) -> str:
 
 def _plain(fit: str) -> str:
     """A fit's name in a sentence."""
-    return LABELS[fit].replace("$_i$", "_i").replace(", ", " on ", 1)
+    return " on ".join(LABELS[fit].replace("$_i$", "_i").split(", ")[:2])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def headline(table: pd.DataFrame) -> str:
         f"{best['mse_low']:.3f} to {best['mse_high']:.3f}) from 10 points and {again['mse']:.3f} "
         f"from 5. "
         f"Adapted from 10 points as it was fitted to be, the next is {_name(second)} with "
-        f"{second['mse']:.3f} and the last {_name(last)} with {last['mse']:.3f}; MAML comes to "
+        f"{second['mse']:.3f}, the last {_name(last)} with {last['mse']:.3f}, and MAML comes to "
         f"{maml['mse']:.3f} after one step, where {GOAL:g} was the goal. "
         f"{_caution(table)}"
     )

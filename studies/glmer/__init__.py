@@ -54,9 +54,9 @@ def headline(table: pd.DataFrame) -> str:
     """The largest difference in log-likelihood, and the range of times."""
     ours, theirs = table[table["tool"] == OURS], table[table["tool"] == "glmer"]
     fits = f"{len(ours)} fit{'s' * (len(ours) != 1)}"
-    time = f"{1e3 * ours['seconds'].min():.0f} to {1e3 * ours['seconds'].max():.0f} ms"
+    time = f"{_span(1e3 * ours['seconds'], '.0f')} ms"
     if theirs.empty:
-        return f"{fits} take {time}; R with lme4 is not installed here, so no comparison."
+        return f"Time of {fits}: {time}; R with lme4 is not installed here, so no comparison."
     nats, ratios = theirs["nats_from_ours"], theirs["times_ours"]
     within = int((nats.abs() <= SAME).sum())
     bare = table.loc[table["tool"] == UNCHECKED, "times_ours"]
@@ -64,12 +64,18 @@ def headline(table: pd.DataFrame) -> str:
         f"bayesmeta reaches glmer's log-likelihood within {SAME:g} nats in {within} of {fits}, "
         f"with differences of at most {nats.abs().max():.1g} nats and glmer's the higher in "
         f"{int((nats > 0).sum()) or 'none'}. "
-        f"A fit by bayesmeta takes {time} on one thread and one by glmer {ratios.min():.2g} to "
-        f"{ratios.max():.2g} times as long, {ratios.median():.2g} in the median, so that bayesmeta "
-        f"is the faster in {int((ratios > 1).sum())} of {len(theirs)}. "
+        f"A fit by bayesmeta takes {time} on one thread and one by glmer "
+        f"{_span(ratios, '.2g')} times as long, {ratios.median():.2g} in the median, "
+        f"so that bayesmeta is the faster in {int((ratios > 1).sum()) or 'none'} of {len(theirs)}. "
         f"Beware that part of glmer's time goes into checking its convergence, and that without "
-        f"this it takes {bare.min():.2g} to {bare.max():.2g} times as long."
+        f"this it takes {_span(bare, '.2g')} times as long."
     )
+
+
+def _span(values: pd.Series, form: str) -> str:
+    """From the least to the largest, as one number where they read the same."""
+    low, high = f"{values.min():{form}}", f"{values.max():{form}}"
+    return low if low == high else f"{low} to {high}"
 
 
 LOOKS = {
