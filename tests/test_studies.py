@@ -361,6 +361,7 @@ def test_nuts_headline_counts_the_tasks_beyond_five_per_cent():
         }
     )  # fmt: skip
     said = nuts_agreement.headline(rows)
-    assert "means within 20.0 %" in said
-    assert "by quadrature 0.1 % and 3.0 %" in said
-    assert "1 of 2 beyond 5 %, k̂ flags 1 (importance efficiency at least 90 %)" in said
+    assert "In 1 of 2 tasks of 1 set" in said
+    assert "means off by more than 20.0 % or sds by more than 1.0 %" in said
+    assert "means are off by at most 0.1 % and sds by 3.0 %" in said
+    assert "unreliable in 1 task, though 90 % or more" in said
