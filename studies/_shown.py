@@ -84,9 +84,10 @@ def few_weights(table: pd.DataFrame) -> str:
     whole(table["mean_difference"])
     off = table.assign(off=table["mean_difference"].abs()).groupby("method")["off"].median()
     joint, laplace = at(off, "joint"), at(off, "laplace")
+    sampling = whole(table["mean_mcse"]).max()
     return _borne_out(
         f"in the median posterior means of yes/no tasks lie {100 * joint:.1f} % of an sd from "
-        f"those of NUTS, whose own error is up to {100 * whole(table['mean_mcse']).max():.1f} %; "
+        f"those of NUTS (sampling), whose own error is up to {100 * sampling:.1f} %; "
         f"with `method=m.laplace()` {percent(laplace)}",
         joint < laplace,
     )

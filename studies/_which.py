@@ -16,9 +16,9 @@ from studies import _shown as shown
 
 HEAD = """# Which method?
 
-Take the first line that is your case; a later one that is your case too adds to it, or takes its
-place. `bm.fit(model, family)` chooses by itself; where a line says `method=` or `prior=`, that is
-an argument of it, so trying a second method costs a word:
+Take the first line that is your case; the line on few tasks goes with any other.
+`bm.fit(model, family)` chooses by itself; where a line says `method=` or `prior=`, that is an
+argument of it, so trying a second method costs a word:
 
 ```python
 import bayesmeta as bm
@@ -94,8 +94,8 @@ DECISIONS = (
     Decision(
         "a larger network (a thousand weights) on a table or on curves, and you want to know how "
         "sure it is",
-        '`method=m.joint(covariance="diagonal")` and `prior=bm.Prior("lowrank(10)")`; then '
-        '`fit.choices = m.joint(covariance="lowrank(10)", steps=1500, warmup=0.0, lr=0.005, '
+        '`method=m.joint(covariance="diagonal")` and `prior=bm.Prior("lowrank(10)")`; for new '
+        'tasks `fit.choices = m.joint(covariance="lowrank(10)", steps=1500, warmup=0.0, lr=0.005, '
         "draws=4)` and `fit.adapt(new)`",
         "sinusoid_prior",
         shown.uncertain_network,

@@ -217,8 +217,8 @@ CASES = {
     ),
     "few weights": Case(
         shown.few_weights, LOGISTIC,
-        "in the median posterior means of yes/no tasks lie 0.5 % of an sd from those of NUTS, "
-        "whose own error is up to 0.8 %; with `method=m.laplace()` 20 %",
+        "in the median posterior means of yes/no tasks lie 0.5 % of an sd from those of NUTS "
+        "(sampling), whose own error is up to 0.8 %; with `method=m.laplace()` 20 %",
         ("mean_difference", "mean_mcse"),
     ),
     "glmer": Case(
