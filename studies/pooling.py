@@ -67,7 +67,7 @@ def headline(table: pd.DataFrame) -> str:
         for baseline, rows in gains.items()
         for name in rows.index[rows.gain < 2 * rows.gain_se]
     ]
-    close = f"on {' and on '.join(unsure)}" if unsure else "nowhere"
+    close = f"on {' and on '.join(unsure)}" if unsure else "on no family"
     return (
         f"Of {sets} real families, rows held out are predicted better under the fitted prior "
         f"{better}. "

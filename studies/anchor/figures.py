@@ -113,7 +113,7 @@ def minimum(table: pd.DataFrame) -> Figure:
         hollow = {"color": COLOURS["imaml"], "linestyle": "none", "markersize": 3.5,
                   "markerfacecolor": "white"}  # fmt: skip
         place.plot(newton.theta0[~same], newton.found[~same], marker="D", **hollow,
-                   label="where Newton's method ends")  # fmt: skip
+                   label="Newton's method, if elsewhere")  # fmt: skip
         _derivative(slope, curve, newton[same], jumps.theta0.to_numpy(), hollow)
         _values(value, curve, jumps)
         place.set(ylabel="θ*", title="(a) the minimum")

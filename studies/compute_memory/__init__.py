@@ -51,7 +51,7 @@ def headline(table: pd.DataFrame) -> str:
     }
     return (
         f"Memory of MAML for one task grows by {each:.3g} MiB with every inner step (R² = "
-        f"{fit:.4f}), to {memory.loc[most, 'maml']:,.0f} MiB at {most}, while that of iMAML at "
+        f"{fit:.4f}), to {memory.loc[most, 'maml']:,.4g} MiB at {most}, while that of iMAML at "
         f"{far} is {flat:.3f} times that at {near} (goal: at most {FLAT:g}). "
         f"An inner step takes {per_step['imaml']:.3g} ms in iMAML and {per_step['maml']:.3g} in "
         f"MAML, whose memory at {most} is {memory.loc[most, 'maml_checkpoint']:.3g} MiB with a "
