@@ -93,6 +93,6 @@ def _beware(main: pd.DataFrame, table: pd.DataFrame) -> str:
         )
     return (
         f"Beware that methods had {main['iterations'].min():,.0f} to "
-        f"{main['iterations'].max():,.0f} outer steps{',' if harder else ' and'} that normalising all "
-        f"query images together, as the papers do, adds up to {added:.1f} points{harder}."
+        f"{main['iterations'].max():,.0f} outer steps{',' if harder else ' and'} that normalising "
+        f"all query images together, as the papers do, adds up to {added:.1f} points{harder}."
     )
