@@ -91,7 +91,7 @@ def headline(table: pd.DataFrame) -> str:
         f"(geometric means of {table['seed'].nunique()} seeds, 95 % intervals). "
         f"Starts of mixtures of optimisers adapt better on {_lower(mixture)}, their error being "
         f"{_said(mixture)} times that of shared paths. "
-        f"Single algorithms differ much, {ranges[0]} for separate paths and {ranges[1]} for "
+        f"By single algorithms the ratio goes {ranges[0]} for separate paths and {ranges[1]} for "
         f"mixtures, and at the mean of the training algorithm's ends, which separate paths are "
         f"trained for, they are better on {_lower(at_mean)}."
     )
@@ -112,7 +112,7 @@ def _said(found: dict[str, Ratio]) -> str:
 def _range(table: pd.DataFrame, families: list[str], method: str, tests: list[str]) -> str:
     """The least and the largest ratio by any of these algorithms, on any family."""
     found = [ratio(table, f, method, [name]).middle for f in families for name in tests]
-    return f"from {min(found):.2f} to {max(found):.2f} times"
+    return f"from {min(found):.2f} to {max(found):.2f}"
 
 
 def _folder() -> Path:
