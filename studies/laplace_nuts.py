@@ -94,8 +94,8 @@ def headline(table: pd.DataFrame) -> str:
     return (
         f"Laplace's means are {middle['mean']['laplace']:.1f} % of a posterior sd from NUTS' for "
         f"the median weight of {table['task'].nunique()} tasks, and up to "
-        f"{most['mean']['laplace']:.1f} %, and its sds are off by {middle['sd']['laplace']:.1f} % and "
-        f"up to {most['sd']['laplace']:.1f} %. "
+        f"{most['mean']['laplace']:.1f} %, and its sds are off by {middle['sd']['laplace']:.1f} % "
+        f"and up to {most['sd']['laplace']:.1f} %. "
         f"The best Gaussians under the same prior are {middle['mean']['joint']:.1f} % and up to "
         f"{most['mean']['joint']:.1f} % off in their means, {middle['sd']['joint']:.1f} % and up "
         f"to {most['sd']['joint']:.1f} % in their sds. "
