@@ -21,12 +21,14 @@ Key = tuple[Path, str]
 def halves(file: Path, others: Sequence[Path] = ()) -> dict[str, str]:
     """sha256 of the definitions that only drawing uses, and of all others: those measure.
 
+    Of files that are imported what counts is what is used.
+
     Args:
         file: the module of a study, with `run`, `draw`, `headline` and `QUESTION`.
         others: further files of its own, whether imported or run as a process.
     """
     sources = _sources([file, *others])
-    every = {(path, name) for path, source in sources.items() for name in source.defined}
+    every = {(path, name) for path in (file, *others) for name in sources[path].defined}
     telling = _closure(sources, [(file, name) for name in TELLING])
     measuring = _closure(sources, [*(every - telling), (file, "run")])
     return {

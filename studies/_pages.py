@@ -12,9 +12,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from bayesmeta.results import InputError
 from studies._framework import Study, studies
-from studies._which import fitted_coverage
+from studies._said import (
+    adapted,
+    at,
+    count,
+    finite,
+    fitted_coverage,
+    listed,
+    nats,
+    percent,
+    tied,
+    whole,
+)
+from studies.calibration.figures import HIGH
 from studies.calibration.fitted import AVOIDING, LIKELIHOOD
+from studies.few_shot_sinusoid.drawing import NAMES
 
 Finding = Callable[[pd.DataFrame], str]
 HEAD = """# Studies
@@ -26,55 +40,75 @@ are computed from the tables in `figures/`; `python -m studies readme` writes th
 
 
 def _sinusoid_prior(table: pd.DataFrame) -> str:
-    few = table[table["points"] == 3].set_index("method")["nll"]
+    nll = table[table["points"] == 3].set_index("method")["nll"]
     return (
-        f"With three points of a new sinusoid a prior fitted to an MLP's weights predicts at "
-        f"{round(few['fitted prior'], 2) + 0:.2f} nats a point; one network for all tasks at "
-        f"{few['full pooling']:.2f}, a network by itself at {few['no pooling']:.0f}."
+        "With three points of a new sinusoid a prior fitted to an MLP's weights predicts at "
+        f"{nats(at(nll, 'fitted prior'))} nats a point, one network for all tasks at "
+        f"{nats(at(nll, 'full pooling'))}, and a network by itself at "
+        f"{at(nll, 'no pooling'):.0f} (lower is better)."
     )
 
 
 def _few_shot_sinusoid(table: pd.DataFrame) -> str:
-    ten = table[table["points"] == 10]
-    own = ten[ten["own"]].set_index("method")
-    least = ten.groupby("method")["mse"].min()
-    best, maml = least.idxmin(), ten[ten["method"] == "maml"].nsmallest(1, "mse").iloc[0]
-    return (
-        f"After {own['seconds'].min():.0f} to {own['seconds'].max():.0f} s of training {best} has "
-        f"the smallest squared error on new sinusoids with ten points, {least[best]:.3f}; MAML's "
-        f"is {own.loc['maml', 'mse']:.3f} after one step and {maml['mse']:.3f} after "
-        f"{maml['adaptation']}."
-    )
+    seconds, best = adapted(table, 10)
+    first = tied(best, "mse_low", "mse_high")
+    least = f"{listed([NAMES[name] for name in first])} {'has' if len(first) == 1 else 'have'}"
+    values = listed([f"{best['mse'][name]:.3f}" for name in first])
+    said = f"After {seconds} s of training {least} the smallest squared error on new sinusoids "
+    said += f"with ten points, {values}"
+    if len(first) > 1:
+        said += " (95 % intervals overlap)"
+    steps = table[(table["points"] == 10) & (table["method"] == "maml")]
+    once = at(steps.set_index(steps["adaptation"].astype(str))["mse"], "1")
+    most = best["adaptation"].astype(str).get("maml")
+    later = "" if most == "1" else f" and {best['mse']['maml']:.3f} after {most}"
+    return f"{said}; MAML's is {once:.3f} after one step{later}."
 
 
 def _quadratics(table: pd.DataFrame) -> str:
-    two = table[table["panel"] == "example"].nlargest(1, "proved_minima").iloc[0]
-    tried = table[table["panel"] == "search"].nlargest(1, "pairs").iloc[0]
+    rows = table[table["panel"] == "example"]
+    found = rows.loc[whole(rows["proved_minima"]).idxmax()]
+    search = table[table["panel"] == "search"]
+    tried = search.loc[whole(search["pairs"]).idxmax()]
+    several = finite(tried["several_minima"], "several_minima")
+    share = f"{several:,.0f} of {count(tried['pairs'], 'random pair')}"
+    if found["proved_minima"] < 2:
+        return (
+            "MAML on two smooth, strongly convex losses has one minimum wherever it was proved, "
+            f"and several in {share}."
+        )
+    curved, barrier = (finite(found[name], name) for name in ("alpha_L", "barrier"))
     return (
-        f"MAML on two smooth, strongly convex losses can have {two['proved_minima']:.0f} minima, "
-        f"here at step size × curvature {two['alpha_L']:.2f} with {two['barrier']:.3f} nats "
-        f"between them; of {tried['pairs']:,.0f} random pairs {tried['several_minima']:.0f} have."
+        "MAML on two smooth, strongly convex losses can have "
+        f"{count(found['proved_minima'], 'minimum').replace('minimums', 'minima')}, here at step "
+        f"size × curvature {curved:.3f} with {barrier:.3f} nats between them; there are several in "
+        f"{share}."
     )
 
 
 def _anchor(table: pd.DataFrame) -> str:
-    factor = table[table["panel"] == "factor"]["factor"].mean()
-    many = table[table["panel"] == "roughness"].groupby("tasks")["jump_share"].mean()
+    factor = whole(table.loc[table["panel"] == "factor", "factor"]).mean()
+    rough = table[table["panel"] == "roughness"]
+    most = whole(rough["tasks"]).max()
+    share = whole(rough.loc[rough["tasks"] == most, "jump_share"]).mean()
     return (
-        f"As a mean over {many.index.max():.0f} tasks iMAML's objective looks smooth, but "
-        f"{many.iloc[-1]:.0%} of its ups and downs are jumps that an implicit gradient does not "
-        f"see: it gives {factor:.2f} of the slope."
+        f"In the mean over {count(most, 'task')} {percent(share)} of the ups and downs of iMAML's "
+        "objective are jumps, which an implicit gradient does not see: it gives "
+        f"{nats(factor)} of the slope."
     )
 
 
 def _calibration(table: pd.DataFrame) -> str:
-    held = fitted_coverage(table)
-    fewest, most = min(n for _, n in held.index), max(n for _, n in held.index)
-    return (
-        f"A prior fitted to {fewest} tasks makes its 95 % intervals hold the truth in "
-        f"{held[LIKELIHOOD, fewest]:.0%} of cases; the boundary-avoiding hyper-prior mends it to "
-        f"{held[AVOIDING, fewest]:.0%}, {most} tasks to {held[LIKELIHOOD, most]:.0%}."
+    held = fitted_coverage(table)["coverage"]
+    tasks = sorted({n for _, n in held.index})
+    plain, mended = (percent(at(held, (form, tasks[0]))) for form in (LIKELIHOOD, AVOIDING))
+    said = (
+        f"With a prior fitted to {count(tasks[0], 'task')} {percent(HIGH)} intervals hold the "
+        f"truth in {plain} of cases, and in {mended} with the boundary-avoiding hyper-prior"
     )
+    if len(tasks) > 1:
+        said += f"; fitted to {tasks[-1]} they do in {percent(at(held, (LIKELIHOOD, tasks[-1])))}"
+    return f"{said}."
 
 
 GALLERY: tuple[tuple[str, str, Finding], ...] = (
@@ -109,9 +143,16 @@ def _section(name: str, study: Study, figures: Path) -> str:
 
 
 def gallery(figures: Path) -> str:
-    """The figures a reader should see first, each with one line."""
+    """The figures a reader should see first, each with one line.
+
+    Raises:
+        InputError: a table lacks what is said of it.
+    """
     shown = []
     for name, stem, finding in GALLERY:
-        said = finding(pd.read_csv(figures / f"{name}.csv"))
+        try:
+            said = finding(pd.read_csv(figures / f"{name}.csv"))
+        except InputError as error:
+            raise InputError(f"figures/{name}.csv: {error}") from error
         shown.append(f"![{stem}](figures/{stem}.png)\n\n*{said}* (`{name}`)")
     return "\n\n".join(shown)

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bayesmeta as bm
-from bayesmeta.plots import COLOURS, DOUBLE, style
+from bayesmeta.plots import COLOURS, DOUBLE, MARKERS, style
 from studies._framework import Result, in_own_process
 
 QUESTION = "How do time and memory of a linear-Gaussian fit grow with the number of tasks?"
@@ -45,14 +45,27 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """The largest size, and the power of the number of tasks that time grows with."""
-    last, before = table.iloc[-1], table.iloc[-2]
-    return (
-        f"{last['tasks']:,} tasks ({last['rows']:,} rows) take {last['seconds']:.2g} s and "
-        f"{last['peak_mib']:.0f} MiB ({last['device']}, one thread); time grows as "
-        f"tasks^{slope(table, 'seconds'):.2f} over all sizes and as "
-        f"tasks^{slope(table.iloc[-2:], 'seconds'):.2f} from {before['tasks']:,} on (1 is linear)."
+    """The powers at large numbers, the largest size, and the fixed cost of the smallest."""
+    first, before, last = table.iloc[0], table.iloc[-2], table.iloc[-1]
+    large = table.iloc[-2:]
+    memory = (
+        ""
+        if _resolved(large, "peak_mib").isna().any()
+        else (f" and peak memory as its power of {slope(large, 'peak_mib'):.2f}")
     )
+    return (
+        f"From {before['tasks']:,} to {last['tasks']:,} tasks time grows as their number to the "
+        f"power of {slope(large, 'seconds'):.2f}{memory}, where 1 is linear. "
+        f"{last['tasks']:,} tasks with {last['rows']:,} rows take {last['seconds']:.2g} s and "
+        f"{last['peak_mib']:.0f} MiB on one {_device(last['device'])}. "
+        f"Beware that what every fit costs, however small, rules few tasks, so "
+        f"{first['tasks']:,} tasks take {1e3 * first['seconds']:.0f} ms and the power over all "
+        f"sizes is but {slope(table, 'seconds'):.2f}."
+    )
+
+
+def _device(name: str) -> str:
+    return "thread of a CPU" if name == "cpu" else "GPU"
 
 
 def slope(table: pd.DataFrame, column: str) -> float:
@@ -68,29 +81,42 @@ def slope(table: pd.DataFrame, column: str) -> float:
 
 def _figure(table: pd.DataFrame) -> Figure:
     """Seconds and MiB against tasks, log-log, with linear growth through the largest size."""
+    few, many = table["repeats"].min(), table["repeats"].max()
     with style():
-        figure = Figure(figsize=(DOUBLE, 2.5), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _panel(left, table, "seconds", "median seconds of a fit")
-        _panel(right, table, "peak_mib", "MiB")
+        _panel(left, table, "seconds", f"a fit (median of {few} to {many})")
+        _panel(right, table, "peak_mib", "a fit: peak above the start")
         right.plot(
-            table["tasks"], table["data_mib"], color=COLOURS["data"], marker=".", label="the data"
-        )
+            table["tasks"], table["data_mib"], color=COLOURS["data"], marker="s", markersize=3,
+            linestyle=":", label="its data alone",
+        )  # fmt: skip
+        left.set(ylabel="seconds", title="time")
+        right.set(ylabel="MiB", title="memory")
         for ax in (left, right):
-            ax.legend(frameon=False)
+            ax.set(xscale="log", yscale="log", xlabel="number of tasks")
+            ax.set_ylim(top=20 * ax.get_ylim()[1])  # room for the legend
+            ax.legend(frameon=False, loc="upper left")
     return figure
 
 
 def _panel(ax: Axes, table: pd.DataFrame, column: str, label: str) -> None:
-    last = table.iloc[-1]
-    measured = table[column].where(table[column] >= RESOLVED.get(column, 0.0))
+    last, measured = table.iloc[-1], _resolved(table, column)
     ax.plot(
         table["tasks"], last[column] * table["tasks"] / last["tasks"],
-        color=COLOURS["reference"], linestyle="--", label="linear",
+        color=COLOURS["reference"], linestyle="--", label="linear, through the largest size",
     )  # fmt: skip
-    name = "peak above the start" if column == "peak_mib" else "bm.fit"
-    ax.plot(table["tasks"], measured, color=COLOURS["joint"], marker="o", markersize=4, label=name)
-    ax.set(xscale="log", yscale="log", xlabel="tasks", ylabel=label)
+    if measured.isna().any():
+        label += f" (over {RESOLVED[column]:g} MiB)"
+    ax.plot(
+        table["tasks"], measured, color=COLOURS["joint"], marker=MARKERS["joint"], markersize=4,
+        label=label,
+    )  # fmt: skip
+
+
+def _resolved(table: pd.DataFrame, column: str) -> pd.Series:
+    """Without what is too little to be measured."""
+    return table[column].where(table[column] >= RESOLVED.get(column, 0.0))
 
 
 def measure(tasks: int, repeats: int, device: str) -> dict[str, object]:

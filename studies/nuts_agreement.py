@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bayesmeta as bm
-from bayesmeta.plots import COLOURS, DOUBLE, style
+from bayesmeta.plots import COLOURS, DOUBLE, MARKERS, style
 from studies._framework import Result
 from studies._sets import frame, linear_fit
 
@@ -48,22 +48,24 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """The largest differences of each set, in posterior sds, beside NUTS' own error."""
-    said = []
-    for name, rows in table.groupby("set", sort=False):
-        means, sds = rows["mean_difference"].abs(), rows["sd_difference"].abs()
-        error = rows[["mean_mcse", "sd_mcse"]].max(axis=None)
-        beyond = int(((means > GOAL) | (sds > GOAL)).sum())
-        exact = rows[["mean_quadrature_difference", "sd_quadrature_difference"]].abs().max()
-        said.append(
-            f"{name}: means within {100 * means.max():.1f} % of a posterior sd, sds within "
-            f"{100 * sds.max():.1f} % (NUTS' standard error up to {100 * error:.1f} %; by "
-            f"quadrature {100 * exact.iloc[0]:.1f} % and {100 * exact.iloc[1]:.1f} %), "
-            f"{beyond or 'none'} of {len(rows)} beyond 5 %, k̂ flags "
-            f"{rows['flagged'].sum()} (importance efficiency at least "
-            f"{100 * rows['efficiency'].min():.3g} %)"
-        )
-    return "; ".join(said) + "."
+    """How many tasks agree, how much of the rest is NUTS' own error, and what to make of k̂."""
+    means, sds = (table[f"{what}_difference"].abs() for what in ("mean", "sd"))
+    agreed = int(((means <= GOAL) & (sds <= GOAL)).sum())
+    exact = table[["mean_quadrature_difference", "sd_quadrature_difference"]].abs().max()
+    error = table[["mean_mcse", "sd_mcse"]].max(axis=None)
+    sets, flagged = table["set"].nunique(), int(table["flagged"].sum())
+    worst = str(table.loc[np.maximum(means, sds).idxmax(), "set"]).replace("_", " ")
+    return (
+        f"In {agreed} of {len(table)} tasks of {sets} set{'s' * (sets != 1)} mean and sd agree "
+        f"with NUTS to {100 * GOAL:.0f} % of the posterior sd, and nowhere are means off by more "
+        f"than {100 * means.max():.1f} % or sds by more than {100 * sds.max():.1f} %. "
+        f"The worst is in {worst}, and from the exact moments, by quadrature, means are off by at "
+        f"most {100 * exact.iloc[0]:.1f} % and sds by {100 * exact.iloc[1]:.1f} %, the rest being "
+        f"NUTS' own error (standard error up to {100 * error:.1f} %). "
+        f"Beware of Pareto's k̂, which calls weighted draws of Q unreliable in "
+        f"{flagged or 'no'} task{'s' * (flagged != 1)}, though "
+        f"{100 * table['efficiency'].min():.3g} % or more of them are effective in every task."
+    )
 
 
 def _eight_schools(device: str) -> bm.Fit:
@@ -153,41 +155,71 @@ def _quadrature(fit: bm.Fit) -> tuple[torch.Tensor, torch.Tensor]:
 def _figure(table: pd.DataFrame) -> Figure:
     """Differences of means and sds in posterior sds, and k̂; a row of panels per set."""
     sets = list(table["set"].unique())
+    most = max(_reach(table, "mean"), _reach(table, "sd"), 150 * GOAL)
     with style():
-        figure = Figure(figsize=(DOUBLE, 0.5 + 1.4 * len(sets)), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 0.8 + 1.4 * len(sets)), layout="constrained")
         grid = figure.subplots(len(sets), 3, squeeze=False)
         for panels, name in zip(grid, sets, strict=True):
             rows = table[table["set"] == name]
             _differences(panels[0], rows, "mean")
             _differences(panels[1], rows, "sd")
-            panels[2].plot(
-                range(len(rows)), rows["pareto_k"], color=COLOURS["posterior"], linestyle="",
-                marker="o", markersize=3,
-            )  # fmt: skip
-            panels[2].axhline(GOOD_K, color=COLOURS["reference"], linestyle="--")
-            panels[2].set_ylim(bottom=-0.05)
-            panels[2].set_title(f"importance efficiency ≥ {100 * rows['efficiency'].min():.3g} %")
-            panels[0].set_ylabel(name)
-            for ax in panels:
-                ax.set_xticks([])
-                ax.set_xlabel(f"{len(rows)} tasks")
-            panels[2].set_ylabel("Pareto k̂")
-        grid[0][0].set_title("difference of means")
-        grid[0][1].set_title("difference of sds")
-        handles, names = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+            _reliability(panels[2], rows)
+            for ax in panels[:2]:
+                ax.set_ylim(-most, most)
+            panels[2].set_xlim(-0.4, max(GOOD_K, table["pareto_k"].max()) + 0.6)
+            panels[0].set_ylabel(f"{name.replace('_', ' ')}\n% of posterior sd")
+        grid[0][0].set_title("mean of Q − mean by NUTS")
+        grid[0][1].set_title("sd of Q − sd by NUTS")
+        grid[0][2].set_title("importance-weighted draws of Q")
+        handles = [h for ax in (grid[0][0], grid[0][2]) for h in ax.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
+def _reach(table: pd.DataFrame, column: str) -> float:
+    """The per cent to which the longest bar goes."""
+    off, error = table[f"{column}_difference"].abs(), table[f"{column}_mcse"]
+    return 105 * float((off + MCSE_DRAWN * error).max())
+
+
 def _differences(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Of all tasks, from the lowest to the highest."""
+    rows = rows.sort_values(f"{column}_difference")
+    off, error = (100 * rows[f"{column}_{what}"] for what in ("difference", "mcse"))
     places = range(len(rows))
-    error = MCSE_DRAWN * rows[f"{column}_mcse"]
-    ax.axhspan(-GOAL, GOAL, color=COLOURS["reference"], alpha=0.15, linewidth=0, label="±5 %")
+    ax.axhspan(
+        -100 * GOAL, 100 * GOAL, color=COLOURS["reference"], alpha=0.15, linewidth=0,
+        label=f"± {100 * GOAL:.0f} %: agreement",
+    )  # fmt: skip
     ax.vlines(
-        places, rows[f"{column}_difference"] - error, rows[f"{column}_difference"] + error,
-        color=COLOURS["nuts"], label=f"±{MCSE_DRAWN} NUTS standard errors", linewidth=1.0,
+        places, off - MCSE_DRAWN * error, off + MCSE_DRAWN * error, color=COLOURS["nuts"],
+        label=f"± {MCSE_DRAWN} NUTS standard errors", linewidth=0.9,
     )  # fmt: skip
     ax.plot(
-        places, rows[f"{column}_difference"], color=COLOURS["posterior"], linestyle="",
-        marker="o", markersize=3, label="Q minus NUTS, in posterior sds",
+        places, off, color=COLOURS["posterior"], linestyle="", marker=MARKERS["posterior"],
+        markersize=3.5 if len(rows) < MANY else 1.5, label="difference of a task",
     )  # fmt: skip
+    ax.set_xticks([])
+    ax.set_xlabel(f"{len(rows)} tasks, lowest to highest")
+
+
+MANY = 50
+"""So many tasks have small marks."""
+
+
+def _reliability(ax: Axes, rows: pd.DataFrame) -> None:
+    """Effective draws against k̂, of every task."""
+    ax.plot(
+        rows["pareto_k"], 100 * rows["efficiency"], color=COLOURS["posterior"], linestyle="",
+        marker=MARKERS["posterior"], markerfacecolor="none", markersize=3.5, markeredgewidth=0.7,
+        label="a task",
+    )  # fmt: skip
+    ax.axvline(
+        GOOD_K, color=COLOURS["reference"], linestyle="--",
+        label=f"k̂ = {GOOD_K:g}: unreliable on the right, by the usual rule",
+    )  # fmt: skip
+    ax.set(xlim=(-0.4, 7.2), ylim=(0, 108), xlabel="Pareto k̂ of the weights")
+    ax.set_ylabel("effective draws, %")
+    ax.annotate(
+        f"{len(rows)} tasks", (0.97, 0.08), xycoords="axes fraction", ha="right", fontsize=7
+    )

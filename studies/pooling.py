@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 import bayesmeta as bm
 from bayesmeta import plots
@@ -21,6 +22,7 @@ SETS = {
     "radon": "log_radon ~ floor + (floor | county)",
 }
 KINDS = {"fitted prior": "joint", "no pooling": "no_pooling", "full pooling": "full_pooling"}
+BASELINES = ("no pooling", "full pooling")
 WIDE = 1e4
 DRAWS = 4000
 
@@ -49,23 +51,36 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
     for ax, label in zip(spread.axes, ("intercept (ms)", "Days (ms per day)"), strict=True):
         ax.set_xlabel(label)
     spread.axes[0].set_ylabel("subject")
+    with style():
+        spread.supxlabel("green line: mean of the prior; bars: 90 % intervals", fontsize=7)
     return {"pooling_scores": _draw(table), "pooling_spread": spread}
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Gains per held-out row over both baselines, least and most over the sets."""
-    parts, even = [], []
-    for baseline in ("no pooling", "full pooling"):
-        rows = table[table.method == baseline].set_index("set")
-        gains = rows.gain
-        even += [f"{name} over {baseline}" for name in rows.index[gains < 2 * rows.gain_se]]
-        low, high = gains.idxmin(), gains.idxmax()
-        parts.append(
-            f"{gains[low]:.3f} ({low}) to {gains[high]:.3f} ({high}) nats a row over {baseline}"
-        )
-    sets = table["set"].nunique()
-    close = f"; within two standard errors of none: {', '.join(even)}" if even else ""
-    return f"On {sets} real families the fitted prior gains {' and '.join(parts)}{close}."
+    """Where the fitted prior gains, how much over both baselines, and where that is not sure."""
+    sets, splits = table["set"].nunique(), table["count"].max()
+    gains = {name: table[table.method == name].set_index("set") for name in BASELINES}
+    better = " and ".join(f"than with {k} on {(v.gain > 0).sum()}" for k, v in gains.items())
+    spans = ", and ".join(f"{_span(rows.gain)} over {name}" for name, rows in gains.items())
+    unsure = [
+        f"{name} over {baseline}"
+        for baseline, rows in gains.items()
+        for name in rows.index[rows.gain < 2 * rows.gain_se]
+    ]
+    close = f"on {' and on '.join(unsure)}" if unsure else "on no family"
+    return (
+        f"Of {sets} real families, rows held out are predicted better under the fitted prior "
+        f"{better}. "
+        f"The gain is {spans}. "
+        f"Beware that it is within two standard errors of nothing {close}, and that these errors "
+        f"are over {splits} random splits of the same rows."
+    )
+
+
+def _span(gain: pd.Series) -> str:
+    """As "0.02 (oxboys) to 0.18 (radon) nats a row"."""
+    low, high = gain.idxmin(), gain.idxmax()
+    return f"{gain[low]:.3f} ({low}) to {gain[high]:.3f} ({high}) nats a row"
 
 
 def _family(name: str, device: str) -> bm.TaskFamily:
@@ -119,9 +134,13 @@ def _draw(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         ax.axvline(0.0, color=COLOURS["joint"], label="fitted prior")
         ax.set_xscale("symlog", linthresh=0.1)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.set_yticks(range(len(sets)), sets)
         ax.invert_yaxis()
-        ax.set_xlabel("loss against the fitted prior, nats per held-out row (linear below 0.1)")
+        ax.set_xlabel(
+            "loss against the fitted prior, nats per held-out row "
+            "(linear below 0.1; bars: ± 2 standard errors)"
+        )
         ax.set_xlim(-0.03, None)
         names = ax.get_legend_handles_labels()
         figure.legend(*names, loc="outside upper center", ncols=3, frameon=False)

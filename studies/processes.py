@@ -231,7 +231,7 @@ FITS: dict[str, Fitted] = {"maml": maml, "images": images, "joint": joint}
 def _figure(table: pd.DataFrame) -> Figure:
     """Left, how far θ₀ is from that of one process; right, what a step takes beside one's."""
     with style():
-        figure = Figure(figsize=(DOUBLE, 2.3), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         names = list(dict.fromkeys(table["fit"]))
         _differences(left, table, names)
@@ -239,33 +239,51 @@ def _figure(table: pd.DataFrame) -> Figure:
         for ax in (left, right):
             ax.set_yticks(range(len(names)), [LABELS[name] for name in names])
             ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
+            ax.legend(
+                frameon=False,
+                loc="lower center",
+                bbox_to_anchor=(0.4, 1.0),
+                ncols=2,
+                columnspacing=1.0,
+                handletextpad=0.4,
+            )
         right.tick_params(labelleft=False)
     return figure
 
 
-DTYPE_LOOKS = {"float32": (COLOURS["maml"], "^"), "float64": (COLOURS["joint"], "o")}
-TIME_LOOKS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    ("together", "ms_per_step", "several, one fit", {"marker": "o"}),
-    ("together", "cpu_ms_per_step", "its core time, each", {"marker": "o", "mfc": "none"}),
-    ("apart", "ms_per_step", "several, a fit each", {"marker": "s", "color": COLOURS["reference"]}),
-)
+BLACK, GREY = COLOURS["data"], COLOURS["reference"]  # fits differ by row, so colours name no method
+DTYPE_LOOKS = {"float32": (GREY, "^", ":"), "float64": (BLACK, "o", "--")}
+TIME_LOOKS = (
+    ("together", "ms_per_step", "{} processes, one fit", {"marker": "D", "color": BLACK}),
+    (
+        "together", "cpu_ms_per_step", "core time of each",
+        {"marker": "D", "color": BLACK, "markerfacecolor": "none"},
+    ),
+    ("apart", "ms_per_step", "{} processes, a fit each", {"marker": "s", "color": GREY}),
+)  # fmt: skip
 
 
 def _differences(ax: Axes, table: pd.DataFrame, names: list[str]) -> None:
-    for dtype, (colour, marker) in DTYPE_LOOKS.items():
+    size = int(table["processes"].max())
+    for dtype, (colour, marker, line) in DTYPE_LOOKS.items():
+        if not (table["dtype"] == dtype).any():
+            continue
         for how, hollow, shift in (("together", False, -0.12), ("halves", True, 0.12)):
             rows = table[(table["dtype"] == dtype) & (table["how"] == how)]
+            if rows.empty:
+                continue
+            said = "1 process, halved sums" if hollow else f"{size} processes"
             ax.plot(
                 rows["difference"].clip(lower=SAME_BITS),
                 [names.index(name) + shift for name in rows["fit"]],
                 marker, color=colour, markerfacecolor="none" if hollow else colour,
-                label=f"{dtype}, {'one process in halves' if hollow else 'several'}",
+                markersize=5, label=f"{dtype}, {said}",
             )  # fmt: skip
-        if (table["dtype"] == dtype).any():
-            ax.axvline(BOUNDS[dtype], color=colour, linewidth=0.8, linestyle=":")
-    ticks = {SAME_BITS: "same\nbits"} | {10.0**e: f"$10^{{{e}}}$" for e in (-15, -10, -5)}
-    ax.set(xscale="log", xlim=(SAME_BITS / 4, 1e-3), xlabel="max |Δθ$_0$| to one process")
+        label = f"{dtype}, allowed"
+        ax.axvline(BOUNDS[dtype], color=colour, linewidth=1.0, linestyle=line, label=label)
+    ticks = {SAME_BITS: "0"} | {10.0**e: f"$10^{{{e}}}$" for e in (-15, -10, -5)}
+    ax.set(xscale="log", xlim=(SAME_BITS / 4, 1e-3))
+    ax.set_xlabel("largest |difference| in θ$_0$ from one process")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.minorticks_off()
 
@@ -278,10 +296,10 @@ def _times(ax: Axes, table: pd.DataFrame, names: list[str]) -> None:
             continue  # one device, one process
         ratio = [at.loc[(how, name), column] / at.loc[("alone", name), column] for name in names]
         places = [place + 0.2 * (i - 1) for place in range(len(names))]
-        ax.plot(ratio, places, **{"color": COLOURS["joint"], "ls": "", "label": label} | look)
-    ax.axvline(1, color="black", linewidth=0.8, linestyle=":", label="one process")
+        ax.plot(ratio, places, linestyle="", markersize=5, label=label.format(size), **look)
+    ax.axvline(1, color=BLACK, linewidth=0.8, linestyle=":", label="one process")
     ax.set(xlabel=f"time of a step, {size} processes ÷ one (float32)")
-    ax.set_xlim(0, max(2.2, ax.get_xlim()[1]))
+    ax.set_xlim(0, max(1.3, ax.get_xlim()[1]))
 
 
 def draw(table: pd.DataFrame) -> dict[str, Figure]:
@@ -291,33 +309,38 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 def headline(table: pd.DataFrame) -> str:
     """How far apart θ₀ is, and what a step costs, beside what the machine allows."""
-    steps = table["steps"].iloc[0]
     shared = table[table["how"] == "together"]
     if not len(shared):
         return f"One device, so one process: nothing to compare ({table['device'].iloc[0]})."
-    worst = shared.groupby("dtype", sort=False)["difference"].max()
-    found = {dtype: f"{off:.0e}" if off else "0 (the same bits)" for dtype, off in worst.items()}
-    apart = " and ".join(f"{off} in {dtype}" for dtype, off in found.items())
-    one = table["dtype"] == shared["dtype"].iloc[0]
-    at = table[one].set_index(["how", "fit"])
-    parts = []
-    for name in dict.fromkeys(table["fit"]):
-        alone, together = at.loc[("alone", name)], at.loc[("together", name)]
-        ratio, own = (together[c] / alone[c] for c in ("ms_per_step", "cpu_ms_per_step"))
-        parts.append(
-            f"{LABELS[name].replace('$_i$', '_i')} {together['ms_per_step']:.3g} ms ({ratio:.2f}× "
-            f"that of one process, {own:.2f}× its core time; the sum {together['sum_ms']:.2g} ms)"
-        )
-    busy = at["ms_per_step"]["apart"] / at["ms_per_step"]["alone"]
-    size = int(shared["processes"].iloc[0])
+    size, first = int(shared["processes"].iloc[0]), shared["dtype"].iloc[0]
+    steps, fits = table["steps"].iloc[0], shared["fit"].nunique()
+    at = table[table["dtype"] == first].set_index(["how", "fit"])
+    ms = at["ms_per_step"]
+    ratio = (ms["together"] / ms["alone"]).sort_values()
+    busy = ms["apart"] / ms["alone"]
+    small = ratio.index[-1]
     return (
-        f"{size} processes ({shared['backend'].iloc[0]}) end within {apart} of the θ₀ of one after "
-        f"{steps} steps, the largest difference of {shared['fit'].nunique()} fits. A step of each "
-        f"in {shared['dtype'].iloc[0]}: {'; '.join(parts)}. {size} processes with a fit each take "
-        f"{busy.min():.2f} to {busy.max():.2f}× the time of one on this machine, so sharing could "
-        f"reach {busy.min() / size:.2f} to {busy.max() / size:.2f}× and no less "
-        f"({table['device'].iloc[0]}, one thread each)."
+        f"After {steps} steps of each of {fits} fits, {size} processes are at the same θ₀ as one: "
+        f"{_apart(shared)}. "
+        f"A step takes them {ratio.iloc[0]:.2f} times as long as one process for "
+        f"{_plain(ratio.index[0])} and {ratio.iloc[-1]:.2f} times for {_plain(small)}, whose step "
+        f"is {ms['alone', small]:.3g} ms ({first}). "
+        f"Beware that this machine sets the limit: busy with a fit each, {size} processes take "
+        f"{busy.min():.2f} to {busy.max():.2f} times as long as one alone, so sharing cannot go "
+        f"below {busy.min() / size:.2f} times."
     )
+
+
+def _apart(shared: pd.DataFrame) -> str:
+    """The largest difference in each precision."""
+    worst = shared.groupby("dtype", sort=False)["difference"].max()
+    said = (f"{f'within {off:.0e}' if off else 'to the bit'} in {d}" for d, off in worst.items())
+    return " and ".join(said)
+
+
+def _plain(fit: str) -> str:
+    """A fit's name in a sentence."""
+    return " on ".join(LABELS[fit].replace("$_i$", "_i").split(", ")[:2])
 
 
 if __name__ == "__main__":

@@ -132,12 +132,15 @@ def headline(table: pd.DataFrame) -> str:
     worst = {name: exact[name].abs().max() for name in TOLERANCES}
     inside = all(worst[name] <= limit for name, limit in TOLERANCES.items())
     return (
-        f"{len(exact)} linear-Gaussian fits (ML and REML) differ from the references by at most "
-        f"{worst['nats']:.1g} nats, {worst['theta0']:.1g} in θ₀, {worst['prior_sd']:.1g} in prior "
-        f"sds and {worst['noise']:.1g} in the noise (relative), "
-        f"{'all' if inside else 'not all'} within tolerance; {len(bounds)} ELBOs lie "
-        f"{-bounds['nats'].max():.2g} to {-bounds['nats'].min():.2g} nats below the marginal "
-        f"log-likelihood, their coefficients within {bounds['theta0'].max():.1g}."
+        f"{len(exact)} linear-Gaussian fits, by maximum likelihood and REML, agree with the "
+        f"references to {worst['nats']:.0e} nats of log-likelihood, "
+        f"{'all' if inside else 'not all'} within tolerance. "
+        f"They differ by at most {worst['theta0']:.0e} in θ₀, {worst['prior_sd']:.0e} in the prior "
+        f"sds and {worst['noise']:.0e} in the noise sd, relative to the references. "
+        f"Beware that of the other likelihoods only a bound is fitted, which in {len(bounds)} "
+        f"fit{'s' if len(bounds) > 1 else ''} lies up to {-bounds['nats'].min():.2g} nats below "
+        f"the marginal log-likelihood, with coefficients off by up to "
+        f"{100 * bounds['theta0'].max():.1g} %."
     )
 
 
@@ -231,12 +234,12 @@ def draw_exact(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(DOUBLE, 1.1 + 0.155 * len(fits)), layout="constrained")
         panels = figure.subplots(1, len(titles), sharey=True)
         for ax, (column, title) in zip(panels, titles.items(), strict=True):
-            for criterion, face in (("ML", COLOURS["joint"]), ("REML", "white")):
+            for criterion, size, face in (("ML", 3, COLOURS["joint"]), ("REML", 6, "none")):
                 rows = exact[exact["criterion"] == criterion]
                 ax.plot(
                     rows[column].abs().clip(lower=SMALLEST_DRAWN),
                     [fits.index(f) for f in rows["fit"]],
-                    linestyle="", marker="o", markersize=4, label=criterion,
+                    linestyle="", marker="o", markersize=size, label=criterion,
                     color=COLOURS["joint"], markerfacecolor=face,
                 )  # fmt: skip
             ax.axvline(
@@ -256,12 +259,12 @@ def draw_bounds(table: pd.DataFrame) -> Figure:
     _, bounds = _kinds(table)
     bounds = bounds[::-1]
     titles = {
-        "nats": "nats below quadrature",
-        "theta0": "coefficients (relative)",
-        "prior_sd": "prior sd (relative)",
+        "nats": "bound below\nlog-likelihood, nats",
+        "theta0": "difference of\ncoefficients, relative",
+        "prior_sd": "difference of\nprior sd, relative",
     }
     with style():
-        figure = Figure(figsize=(DOUBLE, 0.8 + 0.18 * len(bounds)), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 1.0 + 0.18 * len(bounds)), layout="constrained")
         panels = figure.subplots(1, len(titles), sharey=True)
         for ax, (column, title) in zip(panels, titles.items(), strict=True):
             values = -bounds[column] if column == "nats" else bounds[column]
@@ -269,7 +272,7 @@ def draw_bounds(table: pd.DataFrame) -> Figure:
                 values, range(len(bounds)), linestyle="", marker="o", markersize=4,
                 color=COLOURS["joint"],
             )  # fmt: skip
-            ax.set(xscale="log", title=title)
+            ax.set(xscale="log", xlabel=title)
             ax.grid(axis="y", linewidth=0.3)
         panels[0].set_yticks(range(len(bounds)), bounds["fit"])
     return figure

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 import bayesmeta as bm
@@ -17,13 +18,15 @@ from studies._framework import Result
 QUESTION = "What is a prior over an MLP's weights worth on a new sinusoid with 1 to 10 points?"
 POINTS = (1, 3, 5, 10)
 LEVEL = 0.9
+WORTH = 3
+"""Points after which the headline tells what the prior is worth."""
 FORM = "lowrank(10)"
 NOISE = 0.1
 DRAWS = 300
 LOOKS = {
     "fitted prior": ("joint", "o", "-"),
     "prior alone, no points": ("prior", "D", "--"),
-    "no pooling": ("no_pooling", "s", "-."),
+    "no pooling": ("no_pooling", "o", "-."),
     "full pooling": ("full_pooling", "^", ":"),
 }
 Predict = Callable[[bm.TaskFamily, bm.TaskFamily], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -72,17 +75,21 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """The fitted prior against both baselines, and its coverage, from the table."""
-    few, many = (table[table.points == k].set_index("method") for k in (3, 10))
-    ours, coverage = few.nll["fitted prior"], table[table.method == "fitted prior"].coverage
+    """The fitted prior against both baselines, by number of points, and its coverage."""
+    ours = table[table.method == "fitted prior"].set_index("points")
+    few = table[table.points == WORTH].set_index("method").nll
+    gains = {name: few[name] - few["fitted prior"] for name in ("full pooling", "no pooling")}
     return (
-        f"With 3 points of an unseen sinusoid the fitted prior predicts at {ours:.2f} nats a "
-        f"point (no pooling {few.nll['no pooling']:.2f}, full pooling "
-        f"{few.nll['full pooling']:.2f}), with 10 at {many.nll['fitted prior']:.2f} "
-        f"({many.nll['no pooling']:.2f}, {many.nll['full pooling']:.2f}); its 90 % intervals hold "
-        f"{' / '.join(f'{100 * c:.0f}' for c in coverage)} % of new points at "
-        f"{' / '.join(map(str, POINTS))} points."
-    )
+        f"With {WORTH} points of an unseen sinusoid the fitted prior is worth "
+        f"{gains['full pooling']:z.2f} nats a point over full pooling and "
+        f"{gains['no pooling']:z.2f} over no pooling. "
+        f"Its own negative log density is {ours.nll[POINTS[0]]:z.2f} nats a point with "
+        f"{POINTS[0]} point, {ours.nll[WORTH]:z.2f} with {WORTH} and {ours.nll[POINTS[-1]]:z.2f} "
+        f"with {POINTS[-1]}. "
+        f"Beware of its {100 * LEVEL:g} % intervals, which hold "
+        f"{100 * ours.coverage[POINTS[0]]:.0f} % of new values with {POINTS[0]} point and "
+        f"{100 * ours.coverage[POINTS[-1]]:.0f} % with {POINTS[-1]}."
+    ).replace(" -", " −")
 
 
 def _model(family: bm.TaskFamily, scale: float | None = None) -> bm.Model:
@@ -177,21 +184,28 @@ def _row(name: str, points: int, values, query: bm.TaskFamily) -> dict[str, obje
 def _scores(table: pd.DataFrame) -> Figure:
     """NLL and coverage against the number of points, one line per method."""
     with style():
-        figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+        figure = Figure(figsize=(7.0, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for name, (role, marker, line) in LOOKS.items():
+        for place, (name, (role, marker, line)) in enumerate(LOOKS.items()):
             part = table[table.method == name]
             for ax, value, error in ((left, "nll", "nll_se"), (right, "coverage", "coverage_se")):
                 scale = 100 if value == "coverage" else 1
                 ax.errorbar(
-                    part.points, scale * part[value], scale * 2 * part[error],
+                    part.points + 0.14 * (place - 1), scale * part[value], 2 * scale * part[error],
                     color=COLOURS[role], marker=marker, linestyle=line, markersize=4, label=name,
+                    markerfacecolor="white" if name.endswith("pooling") else COLOURS[role],
+                    linewidth=1.0,
                 )  # fmt: skip
         right.axhline(100 * LEVEL, color=COLOURS["reference"], linewidth=0.8)
-        left.set(ylabel="predictive NLL, nats per point")
+        left.set(ylabel="−log p of new values, nats per point", title="(a) prediction")
         if table.nll.max() > 20 * max(table.nll.min(), 0.1):
             left.set_yscale("symlog", linthresh=1.0)
-        right.set(ylabel="held by 90 % intervals, %", ylim=(None, 101))
+            left.set_title("(a) prediction, axis linear below 1")
+            left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        right.set(ylabel=f"held by {100 * LEVEL:g} % intervals, %", ylim=(None, 101))
+        right.set_title(f"(b) coverage, grey line: {100 * LEVEL:g} %")
+        tasks = table.tasks.iloc[0]
+        figure.supxlabel(f"bars: ± 2 standard errors over {tasks} new tasks", fontsize=7)
         for ax in (left, right):
             ax.set_xticks([0, *POINTS])
             ax.set_xlabel("points of the new task")

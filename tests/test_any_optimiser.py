@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import bayesmeta as bm
-from studies.any_optimiser import _kept
+from studies.any_optimiser import _kept, headline
 from studies.any_optimiser.findings import algorithms, ratio
 from studies.any_optimiser.settings import FULL_BATCH, MIXTURE, QUICK, SGD, TESTS, trained
 from studies.any_optimiser.tasks import ROWS, chicks
@@ -86,6 +86,26 @@ def test_the_interval_is_students():
     ends = torch.tensor([found.low, found.high]).log().tolist()
     assert ends == pytest.approx([low, high], abs=1e-5)
     assert found.verdict == "undecided"
+
+
+def test_the_headline_tells_better_from_worse_and_from_neither():
+    noise = [0.9, 1.0, 1.1]
+    errors = {"separate": 2.0, "mixture": 0.5, "shared": 1.0}
+    made = {m: [[e, e * n] for n in noise] for m, e in errors.items()}
+    table = pd.concat(
+        [
+            _table(made).assign(family="g"),
+            _table(made | {"mixture": [[n, 1.0] for n in noise]}),
+            _table(made).assign(family="f", seen="stochastic", algorithm="known"),
+        ]
+    ).drop_duplicates(["family", "method", "seed", "algorithm"])
+    known = table[table["seen"] == "stochastic"].assign(family="g")
+    table = pd.concat([table, known]).assign(error_at_mean=lambda t: t["error"])
+    said = headline(table)
+    assert "separate paths adapt better on no family: by 2 algorithms new to every start" in said
+    assert "mixtures of optimisers adapt better on g only, their error being 0.50" in said
+    assert "trained for, they are better on no family." in said
+    assert said.count(". ") == 2
 
 
 def test_a_finished_seed_is_not_measured_again(tmp_path):

@@ -143,20 +143,25 @@ def made_up(**changes):
 def test_the_headline_says_what_the_table_says():
     said = real_families.headline(made_up())
     assert "On 2 real families (20 tasks, 200 rows)" in said
-    assert "1e-03 nats, 2e-05 standard errors of θ₀, 3e-05 in prior sds" in said
-    assert "4e-05 posterior sds of the tasks' means" in said
-    assert "MixedLM arrives within 0.001 nats on 0 of 1)" in said
-    assert "is at most 0.001 nats below" in said
-    assert "up to 0.03 and 6%) joint's means are within 0.25 in the median set" in said
-    assert "in the median set (at most), by MAML 7 (7, counts)" in said
-    assert "off by 3 (MAML) posterior sds in the median set and the noise sd by -20% to" in said
+    assert "2e-05 standard errors of θ₀ on linear-Gaussian sets (1) and 2e-05 on others (1)" in said
+    assert "off by 7 standard errors by MAML." in said
+    assert "noise sds are off by -20% to -20%" in said
+    assert "up to 0.25 posterior sds from NUTS' (counts), those of joint fits 0.25." in said
+    assert said.count(". ") == 2
+
+
+def test_the_headline_names_the_best_and_the_worst_descent():
+    table = made_up()
+    better = table[table["method"] == "maml"].assign(method="imaml_hf", mean_off=-0.5)
+    said = real_families.headline(pd.concat([table, better]))
+    assert "0.5 standard errors by the best, iMAML (Newton-CG), and 7 standard errors by" in said
 
 
 def test_the_headline_finds_a_planted_error():
     planted = {("line", "joint", "mean_off"): 0.5, ("counts", "laplace", "held_mean"): 0.75}
     said = real_families.headline(made_up(planted=planted))
     assert "5e-01 standard errors of θ₀" in said
-    assert "0.75 at most (counts)" in said
+    assert "0.75 posterior sds from NUTS' (counts)" in said
 
 
 def test_the_times_are_of_one_processor():

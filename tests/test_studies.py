@@ -144,8 +144,9 @@ def test_a_result_is_stale_when_the_code_has_changed_since(fake):
         ("fake.py", "much is two", "much is 2", "drawn by older code"),
         ("_shared.py", "ruler(table)", "ruler(table )", "drawn by older code"),
         ("_shared.py", "return 2", "return 3", "stale"),
-        ("_shared.py", "def shown", "HOW = 1\ndef shown", "stale"),  # who knows who reads it
-        ("_shared.py", "def shown", "if HOW:\n    pass\ndef shown", "stale"),
+        ("fake.py", "def run", "HOW = 1\ndef run", "stale"),  # who knows who reads it
+        ("fake.py", "def run", "if HOW:\n    pass\ndef run", "stale"),
+        ("_shared.py", "def shown", "HOW = 1\ndef shown", "current"),  # what is used does not
     ],
 )
 def test_what_measures_is_told_from_what_draws(file, before, after, state, fake):
@@ -205,8 +206,9 @@ def test_the_code_of_a_folder_is_all_of_it(tmp_path):
 
 def test_the_code_of_a_study_is_also_what_it_imports_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr("studies._code.HERE", tmp_path)
-    (tmp_path / "asked.py").write_text("from studies._shared import x\n")
-    (tmp_path / "_shared.py").write_text("def f():\n    from studies.far.part import x\n")
+    (tmp_path / "asked.py").write_text("from studies._shared import f\ndef run():\n    f()\n")
+    inside = "def f():\n    from studies.far.part import x\n    return x\n"
+    (tmp_path / "_shared.py").write_text(inside)
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "part.py").write_text("x = 1\n")
     (tmp_path / "far" / "other.py").write_text("x = 1\n")
@@ -361,6 +363,7 @@ def test_nuts_headline_counts_the_tasks_beyond_five_per_cent():
         }
     )  # fmt: skip
     said = nuts_agreement.headline(rows)
-    assert "means within 20.0 %" in said
-    assert "by quadrature 0.1 % and 3.0 %" in said
-    assert "1 of 2 beyond 5 %, k̂ flags 1 (importance efficiency at least 90 %)" in said
+    assert "In 1 of 2 tasks of 1 set" in said
+    assert "means off by more than 20.0 % or sds by more than 1.0 %" in said
+    assert "means are off by at most 0.1 % and sds by 3.0 %" in said
+    assert "unreliable in 1 task, though 90 % or more" in said

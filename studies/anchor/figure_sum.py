@@ -20,6 +20,8 @@ MEASURES = {  # name, colour, marker
 WARM = (("#0072B2", (0, (5, 1.5)), "o"), ("#E69F00", (0, (3, 1, 1, 1)), "s"), ("#D55E00", "-", "^"))
 FOUR = (("#0072B2", "o"), ("#009E73", "s"), ("#E69F00", "^"), ("#D55E00", "D"))
 APART = 1.9
+WIDER = (RANGE[0] - 0.2, RANGE[1] + 0.2)
+"""So that marks at the ends are whole."""
 WHOLE = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -43,6 +45,11 @@ def smoothing(table: pd.DataFrame) -> Figure:
             (left, "(f) minima left by noise"),
         ):
             ax.set_title(title, loc="left")
+        figure.supxlabel(
+            "bars: ± 2 standard errors; grey in (a): the parabola that the mean tends to; "
+            "(e) marks: by the Gibbs law, lines: as predicted for little noise",
+            fontsize=7,
+        )
     return figure
 
 
@@ -85,7 +92,7 @@ def _slope(ax: Axes, rows: pd.DataFrame, factor: pd.DataFrame) -> None:
     ax.errorbar(at, rows.implicit, yerr=2 * rows.error, color=COLOURS["imaml"], marker="D",
                 markersize=3, linestyle="none", markerfacecolor="white",
                 label="implicit, library")  # fmt: skip
-    ax.set(xlabel="anchor θ₀", ylabel="nats per unit of θ₀", xlim=RANGE)
+    ax.set(xlabel="anchor θ₀", ylabel="nats per unit of θ₀", xlim=WIDER)
     ax.legend(frameon=False, loc="upper left")
 
 
@@ -103,7 +110,7 @@ def _noise(ax: Axes, table: pd.DataFrame) -> None:
         ax.errorbar(part.theta0, part.value, yerr=2 * part.error, color=colour, marker=marker,
                     markersize=3, linestyle="none", elinewidth=0.8,
                     label=f"τ = {tau:g}")  # fmt: skip
-    ax.set(xlabel="anchor θ₀", ylabel="E f, nats (lines: Gibbs, marks: SGLD)", xlim=RANGE)
+    ax.set(xlabel="anchor θ₀", ylabel="E f, nats (lines: Gibbs, marks: SGLD)", xlim=WIDER)
     ax.set_ylim(top=1.35)
     ax.legend(frameon=False, loc="upper center", ncols=2, handlelength=1.2)
 
@@ -119,7 +126,6 @@ def _steep(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set(ylabel="largest |dE f/dθ₀|, nats per unit of θ₀")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(WHOLE)
-    ax.text(1.0, 0.98, "lines: predicted", transform=ax.transAxes, ha="right", va="top", fontsize=7)
     ax.legend(frameon=False, loc="lower left", handlelength=1.0)
 
 

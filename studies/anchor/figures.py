@@ -113,7 +113,7 @@ def minimum(table: pd.DataFrame) -> Figure:
         hollow = {"color": COLOURS["imaml"], "linestyle": "none", "markersize": 3.5,
                   "markerfacecolor": "white"}  # fmt: skip
         place.plot(newton.theta0[~same], newton.found[~same], marker="D", **hollow,
-                   label="where Newton's method from θ₀ ends instead")  # fmt: skip
+                   label="Newton's method, if elsewhere")  # fmt: skip
         _derivative(slope, curve, newton[same], jumps.theta0.to_numpy(), hollow)
         _values(value, curve, jumps)
         place.set(ylabel="θ*", title="(a) the minimum")
@@ -122,9 +122,11 @@ def minimum(table: pd.DataFrame) -> Figure:
         for ax in (place, slope, value):
             ax.title.set_horizontalalignment("left")
             ax.title.set_x(0.0)
-            for at in jumps.theta0:
-                ax.axvline(at, color=COLOURS["reference"], linewidth=0.5, zorder=0)
-            ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3)
+            for number, at in enumerate(jumps.theta0):
+                label = "jumps" if ax is place and number == 0 else None
+                ax.axvline(at, color=COLOURS["reference"], linewidth=0.5, zorder=0, label=label)
+            ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=4,
+                      columnspacing=1.4)  # fmt: skip
     return figure
 
 

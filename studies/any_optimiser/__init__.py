@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 from bayesmeta.atomic import whole_file
 from studies._framework import Result
 from studies.any_optimiser import drawing
-from studies.any_optimiser.findings import algorithms, ends, ratio
+from studies.any_optimiser.findings import Ratio, algorithms, ratio
 from studies.any_optimiser.settings import FULL, QUICK
 from studies.any_optimiser.tasks import FAMILIES
 from studies.any_optimiser.worker import measure
@@ -77,40 +77,42 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Both ideas against shared paths, with unseen and with seen algorithms, from the table."""
+    """Both ideas against shared paths with unseen algorithms, their range, and the loss meant."""
     unseen, seen = algorithms(table, "none"), algorithms(table, "stochastic")
     families = list(dict.fromkeys(table["family"]))
-
-    def each(method: str, tests: list[str], **options: str) -> str:
-        return ", ".join(f"{ratio(table, f, method, tests, **options)} on {f}" for f in families)
-
-    def judged(method: str) -> str:
-        found = {f: ratio(table, f, method, unseen) for f in families}
-        return ", ".join(f"{r} on {f} ({r.verdict})" for f, r in found.items())
-
-    def spread(method: str) -> str:
-        return ", ".join(_spread(table, f, method, unseen) for f in families)
-
+    separate, mixture = (
+        {f: ratio(table, f, method, unseen) for f in families} for method in ("separate", "mixture")
+    )
+    at_mean = {f: ratio(table, f, "separate", seen, value="error_at_mean") for f in families}
+    ranges = [_range(table, families, method, unseen) for method in ("separate", "mixture")]
     return (
-        f"Squared error on unseen tasks over that of starts trained with shared paths, geometric "
-        f"mean of {len(unseen)} algorithms new to every start ({table['seed'].nunique()} seeds, "
-        f"95 % intervals): separate paths {judged('separate')}; a mixture of optimisers "
-        f"{judged('mixture')}; MAML {judged('maml')}. Among the {len(unseen)}, separate paths go "
-        f"from {spread('separate')}; the mixture from {spread('mixture')}. By the SGD of the "
-        f"training: separate paths {each('separate', seen)}; the mixture {each('mixture', seen)}. "
-        f"At the mean of that SGD's ends, whose loss separate paths are trained for: "
-        f"{each('separate', seen, value='error_at_mean')}; by the biased gradient of this loss "
-        f"{each('shared_mean', seen, value='error_at_mean')}."
+        f"Starts of separate paths adapt better on {_lower(separate)}: by {len(unseen)} algorithms "
+        f"new to every start their squared error is {_said(separate)} times that of shared paths "
+        f"(geometric means of {table['seed'].nunique()} seeds, 95 % intervals). "
+        f"Starts of mixtures of optimisers adapt better on {_lower(mixture)}, their error being "
+        f"{_said(mixture)} times that of shared paths. "
+        f"By single algorithms the ratio goes {ranges[0]} for separate paths and {ranges[1]} for "
+        f"mixtures, and at the mean of the training algorithm's ends, which separate paths are "
+        f"trained for, they are better on {_lower(at_mean)}."
     )
 
 
-def _spread(table: pd.DataFrame, family: str, method: str, tests: list[str]) -> str:
-    """The ratios of the algorithms at both ends."""
-    best, worst = (
-        f"{ratio(table, family, method, [name]).middle:.2f} ({name})"
-        for name in ends(table, family, method, tests)
-    )
-    return f"{best} to {worst} on {family}"
+def _lower(found: dict[str, Ratio]) -> str:
+    """The families on which the error is surely lower."""
+    lower = [family for family, one in found.items() if one.verdict == "lower"]
+    every = len(lower) == len(found)
+    return f"{' and '.join(lower)}{'' if every else ' only'}" if lower else "no family"
+
+
+def _said(found: dict[str, Ratio]) -> str:
+    """Each family's ratio."""
+    return " and ".join(f"{one} on {family}" for family, one in found.items())
+
+
+def _range(table: pd.DataFrame, families: list[str], method: str, tests: list[str]) -> str:
+    """The least and the largest ratio by any of these algorithms, on any family."""
+    found = [ratio(table, f, method, [name]).middle for f in families for name in tests]
+    return f"from {min(found):.2f} to {max(found):.2f}"
 
 
 def _folder() -> Path:

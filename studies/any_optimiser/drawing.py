@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from bayesmeta.plots import COLOURS, DOUBLE, MARKERS, style
 from studies.any_optimiser.findings import algorithms, error, ratio
 
-LOOKS = {
+LOOKS = {  # shared paths are grey and separate ones orange, as in the study two_paths
     "shared_mean": ("shared paths, loss at the mean", COLOURS["reference"], "o", "white"),
     "separate": ("separate paths", COLOURS["two_path"], MARKERS["two_path"], None),
     "mixture": ("mixture of optimisers", COLOURS["posterior"], "s", None),
@@ -33,18 +35,24 @@ def draw(table: pd.DataFrame) -> Figure:
     """Ratios with 95 % intervals over seeds; at the right the error of shared paths itself."""
     places = _places(table)
     with style():
-        figure = Figure(figsize=(DOUBLE, 4.6), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 4.8), layout="constrained")
         panels = figure.subplots(1, table["family"].nunique(), sharey=True)
-        for ax, family in zip(panels, dict.fromkeys(table["family"]), strict=True):
+        families = dict.fromkeys(table["family"])
+        for ax, letter, family in zip(panels, ascii_lowercase, families, strict=False):
             _panel(ax, table, family, places)
-            ax.set_title(family, loc="left")
+            ax.set_title(f"({letter}) {family}", loc="left")
         notes = {name: NOTES[seen] for seen in NOTES for name in algorithms(table, seen)}
         labels = [f"{name}\n{notes[name]}" if notes.get(name) else name for name in places]
         panels[0].set_yticks(list(places.values()), labels)
         panels[0].set_ylim(max(places.values()) + EDGE, -EDGE)
         figure.supxlabel("squared error / squared error of shared paths", fontsize=8)
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(
+            handles, names, loc="outside upper center", ncols=3, frameon=False,
+            title=f"marks: geometric mean of {table['seed'].nunique()} seeds, bars: its 95 % "
+            "interval",
+            title_fontsize=7,
+        )  # fmt: skip
     return figure
 
 
@@ -60,7 +68,9 @@ def _places(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _panel(ax: Axes, table: pd.DataFrame, family: str, places: dict[str, float]) -> None:
-    ax.axvline(1, color=COLOURS["reference"], linewidth=0.8, zorder=0)
+    ax.axvline(
+        1, color=COLOURS["reference"], linewidth=0.8, zorder=0, label="shared paths, mean loss (1)"
+    )
     unseen = algorithms(table, "none")
     for index, (method, (label, colour, marker, inside)) in enumerate(LOOKS.items()):
         shift = SPREAD * (index / (len(LOOKS) - 1) - 0.5)
@@ -90,7 +100,7 @@ def _panel(ax: Axes, table: pd.DataFrame, family: str, places: dict[str, float])
             own = f"{error(table, family, 'shared', name):#.2g}"
             ax.text(1.02, at, own, fontsize=7, va="center", transform=aside)
     ax.text(
-        1.13, -EDGE, "error of\nshared paths", fontsize=7, va="bottom", ha="right",
+        1.13, -EDGE, "squared error\nof shared paths", fontsize=7, va="bottom", ha="right",
         style="italic", transform=aside,
     )  # fmt: skip
     ax.text(

@@ -60,12 +60,6 @@ def ratio(
     return Ratio(*(float(np.exp(end)) for end in (middle, middle - half, middle + half)))
 
 
-def ends(table: pd.DataFrame, family: str, method: str, tests: Sequence[str]) -> tuple[str, str]:
-    """The algorithms by which a method's starts do best and worst, beside shared paths."""
-    found = {name: ratio(table, family, method, [name]).middle for name in tests}
-    return min(found, key=found.__getitem__), max(found, key=found.__getitem__)
-
-
 def algorithms(table: pd.DataFrame, seen: str) -> list[str]:
     """Those that the training of these starts has seen, in the table's order."""
     return list(dict.fromkeys(table[table["seen"].eq(seen)]["algorithm"]))

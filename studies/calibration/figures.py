@@ -40,7 +40,11 @@ FUNCTIONALS = ("sum", "difference")
 WIDE = ("linear, ρ = 0", "linear, ρ = 0.9", "sinusoid")
 """Families where coverage falls further than in the others."""
 BAND = 0.99
+BARS = "bars: ± 2 standard errors"
 TOP = 3.0
+EXPECTED = (
+    "lines: what the exact posterior expects, or the marks themselves where that is not known"
+)
 
 
 def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
@@ -69,6 +73,7 @@ def coverage(table: pd.DataFrame) -> Figure:
             for ax in axes[len(line) :]:
                 ax.set_axis_off()
         figure.supylabel("coverage minus 95 %, percentage points", fontsize=8)
+        figure.supxlabel(f"{BARS}; {EXPECTED}", fontsize=7)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         grid[0, -1].legend(handles, labels, loc="center", frameon=False)
     return figure
@@ -80,7 +85,8 @@ def functionals(table: pd.DataFrame) -> Figure:
     rows = rows[(rows.level == HIGH) | (rows.quantity == SAID)]
     panels = [(quantity, "linear, ρ = 0.9", quantity) for quantity in FUNCTIONALS]
     panels += [(NEW_ROW, family, NEW_ROW) for family in (*WIDE[::2], "Poisson")]
-    panels += [(SAID, family, "class") for family in _families(table) if "logistic" in family]
+    classes = [family for family in _families(table) if "logistic" in family]
+    panels += [(SAID, family, SAID) for family in classes]
     found = [(label, name, select(rows, quantity=q, family=name)) for q, name, label in panels]
     found = [one for one in found if len(one[2])]
     shown = [form for form in LOOK if form != PLANTED]
@@ -89,10 +95,13 @@ def functionals(table: pd.DataFrame) -> Figure:
         grid = figure.subplots(2, -(-len(found) // 2), squeeze=False)
         for ax, (label, name, part), letter in zip(grid.flat, found, "abcdefgh", strict=False):
             _against_rows(ax, part, shown)
-            ax.set_title(f"({letter}) {label}\n{name}", loc="left")
+            ax.set_title(f"({letter}) {label}\n{name}", loc="left", fontsize=7)
+            share = "share right − confidence" if label == SAID else "coverage − 95 %"
+            if ax in grid[:, 0] or (label == SAID and name == classes[0]):
+                ax.set_ylabel(share)
         for ax in grid.flat[len(found) :]:
             ax.set_axis_off()
-        figure.supylabel("coverage minus nominal, percentage points", fontsize=8)
+        figure.supxlabel(f"vertical axes: percentage points; {BARS}\n{EXPECTED}", fontsize=7)
         known: dict[str, Any] = {}
         for ax in grid.flat:
             known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
@@ -167,7 +176,12 @@ def ranks(table: pd.DataFrame) -> Figure:
         for ax in grid[-1]:
             ax.set_xticks([0, BINS], ["0", "1"])
         grid[0, 0].set(ylim=(0, TOP), xlim=(0, BINS))
-        figure.supxlabel("rank of the truth among the posterior draws, as a share", fontsize=8)
+        figure.supxlabel(
+            "rank of the truth among the posterior draws, as a share\n"
+            f"({rows.rows.iloc[0]} rows per task; grey: where {100 * BAND:g} % of bins of a "
+            "uniform law lie; ↑ bins beyond the axis)",
+            fontsize=8,
+        )
         figure.supylabel("tasks in a bin, relative to a uniform law", fontsize=8)
     return figure
 
@@ -183,7 +197,7 @@ def _histogram(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
     ax.stairs(heights.clip(max=TOP), range(BINS + 1), color=colour, linewidth=0.9)
     for place, side in ((0, "left"), (BINS - 1, "right")):
         if heights[place] > TOP:
-            ax.annotate(f"{heights[place]:.1f}", ((place + 0.5) / BINS, 0.97),
+            ax.annotate(f"↑ {heights[place]:.1f}", ((place + 0.5) / BINS, 0.97),
                         xycoords="axes fraction", xytext=(4 if side == "left" else -4, 0),
                         textcoords="offset points", ha=side, va="top", fontsize=6)  # fmt: skip
 
@@ -204,6 +218,7 @@ def fitted(table: pd.DataFrame) -> Figure:
             ax.set_title(f"({letter}) {family}, {data} of {count} rows", loc="left")
         for ax in grid[1]:
             ax.set_xlabel("tasks the prior is fitted to")
+        figure.supxlabel(f"{BARS} over fits; {EXPECTED}; grey: 95 %", fontsize=7)
         for ax in grid[:, 0]:
             ax.set_ylabel("coverage of 95 % intervals, %")
             ax.legend(frameon=False, loc="lower right")

@@ -50,16 +50,15 @@ def headline(table: pd.DataFrame) -> str:
         rule: 1e3 * growth(seconds[rule])[0] for rule in ("maml", "maml_checkpoint", "imaml")
     }
     return (
-        f"One task of MAML holds {each:.3g} MiB more for every inner step (R² = {fit:.4f}), "
-        f"{memory.loc[most, 'maml']:.4g} MiB at {most}; with checkpoint=1 "
-        f"{memory.loc[most, 'maml_checkpoint']:.3g} MiB. iMAML holds "
-        f"{memory.loc[far, 'imaml']:.3g} MiB at {far} inner steps, {flat:.3f} times that at {near} "
-        f"(goal ≤ {FLAT:g}), and first-order MAML {memory.loc[far, 'fomaml']:.3g}. An inner step "
-        f"takes {per_step['imaml']:.3g} ms in iMAML, {per_step['maml']:.3g} in MAML, "
-        f"{per_step['maml_checkpoint']:.3g} with checkpoint=1; a step of conjugate gradients "
-        f"{1e3 * growth(cg['seconds'])[0]:.3g} ms, and {cg['peak_mib'].iloc[-1]:.3g} MiB at "
-        f"{cg.index[-1]} of them are {cg['peak_mib'].iloc[-1] / cg['peak_mib'].iloc[0]:.3f} times "
-        f"those at {cg.index[0]}."
+        f"Memory of MAML for one task grows by {each:.3g} MiB with every inner step (R² = "
+        f"{fit:.4f}), to {memory.loc[most, 'maml']:,.4g} MiB at {most}, while that of iMAML at "
+        f"{far} is {flat:.3f} times that at {near} (goal: at most {FLAT:g}). "
+        f"An inner step takes {per_step['imaml']:.3g} ms in iMAML and {per_step['maml']:.3g} in "
+        f"MAML, whose memory at {most} is {memory.loc[most, 'maml_checkpoint']:.3g} MiB with a "
+        f"checkpoint at every step, which then takes {per_step['maml_checkpoint']:.3g} ms. "
+        f"Beware that iMAML pays {1e3 * growth(cg['seconds'])[0]:.3g} ms for each step of "
+        f"conjugate gradients besides, and holds {memory.loc[far, 'imaml']:.3g} MiB where "
+        f"first-order MAML holds {memory.loc[far, 'fomaml']:.3g}."
     )
 
 

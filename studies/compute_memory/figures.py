@@ -12,7 +12,7 @@ from bayesmeta.plots import COLOURS, DOUBLE, LINES, MARKERS, style
 DOTTED = (0, (4, 1, 1, 1))
 LOOKS = {
     "maml": ("MAML", COLOURS["maml"], MARKERS["maml"], LINES["maml"]),
-    "maml_checkpoint": ("MAML, checkpoint=1", COLOURS["maml"], "v", DOTTED),
+    "maml_checkpoint": ("MAML, checkpoint at every step", COLOURS["maml"], "v", DOTTED),
     "truncated_maml": (
         "MAML, last step only",
         COLOURS["truncated_maml"], MARKERS["truncated_maml"], LINES["truncated_maml"],
@@ -28,10 +28,12 @@ def draw(table: pd.DataFrame) -> Figure:
     """Memory on the left, time on the right, one legend above."""
     inner = table[table["part"] == "inner"]
     with style():
-        figure = Figure(figsize=(DOUBLE, 2.75), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
         memory, seconds = figure.subplots(1, 2)
         _against(memory, inner, "peak_mib", "peak of tensors for one task, MiB")
         _against(seconds, inner, "seconds", "time of one meta-gradient, s")
+        memory.set_title("(a) memory", loc="left")
+        seconds.set_title("(b) time", loc="left")
         figure.legend(
             *memory.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
         )

@@ -16,9 +16,10 @@ METHODS = {
     "imaml_ggn": "iMAML, Gauss-Newton",
     "imaml_hessian": "iMAML, Hessian",
 }
-OURS, OTHERS = COLOURS["imaml"], COLOURS["reference"]
+OURS, OTHERS = COLOURS["data"], COLOURS["reference"]
+"""Methods are rows, so the colours name whose code it is."""
 LOOKS = {
-    "loop": ("torch, task by task", "o", OTHERS, OTHERS),
+    "loop": ("plain torch, task by task", "o", OTHERS, OTHERS),
     "torchopt": ("TorchOpt", "s", OTHERS, "white"),
     "eager": ("bayesmeta", "D", OURS, OURS),
     "chunked": ("bayesmeta, some tasks at a time", "D", OURS, "white"),
@@ -26,17 +27,17 @@ LOOKS = {
     "graph": ("bayesmeta, CUDA graph", "v", OURS, OURS),
     "tf32": ("bayesmeta, TF32", "P", OURS, "white"),
     "bfloat16": ("bayesmeta, bfloat16", "X", OURS, "white"),
-    "products": ("bare matrix products", "|", "black", "black"),
+    "products": ("bare matrix products", "|", OURS, OURS),
 }
 """Name, marker, its edge and its face."""
 NOT_OURS = ("loop", "torchopt", "tf32", "bfloat16")
 """Contenders that are others', or compute something else."""
 FORMS = {
-    "grouped": ("a group per task", "D", OURS),
-    "unfold": ("unfold", "o", COLOURS["laplace"]),
-    "slices": ("slices, channels last", "s", COLOURS["joint"]),
-    "written": ("groups, without vmap", "^", OTHERS),
-    "written, channels last": ("the same, channels last", "v", OTHERS),
+    "grouped": ("a group per task (bayesmeta)", "D", OURS, OURS),
+    "unfold": ("patches by unfold", "o", OTHERS, OTHERS),
+    "slices": ("patches by slices", "s", OTHERS, "white"),
+    "written": ("groups without vmap", "^", OTHERS, OTHERS),
+    "written, channels last": ("the same, channels last", "v", OTHERS, "white"),
 }
 PASSES = {
     "value": "value",
@@ -49,7 +50,7 @@ PASSES = {
 def draw(table: pd.DataFrame) -> Figure:
     """Median times with their quartiles on the left, forms on the right."""
     with style():
-        figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
         _times(left, table[table["part"] == "step"].dropna(subset="ms"))
         forms = table[table["part"] == "form"]
@@ -61,29 +62,32 @@ def _times(ax: Axes, rows: pd.DataFrame) -> None:
     cases = list(rows.groupby(["method", "queries"], sort=False))
     for place, (_, case) in enumerate(cases):
         bare = {"implementation": "products", "ms": case["products_ms"].iloc[0], "spread_ms": 0.0}
-        for row in [*case.to_dict("records"), bare]:
+        found = [bare, *case.to_dict("records")]
+        for i, row in enumerate(found):
             _, marker, edge, face = LOOKS[row["implementation"]]
             ax.errorbar(
-                row["ms"], -place, xerr=row["spread_ms"] / 2, marker=marker, color=edge,
-                markerfacecolor=face, markersize=9 if marker == "|" else 5, capsize=1.5,
+                row["ms"], _beside(place, i, len(found)), xerr=row["spread_ms"] / 2,
+                marker=marker, color=edge, markerfacecolor=face,
+                markersize=7 if marker == "|" else 4,
                 markeredgewidth=1.5 if marker == "|" else 0.9, elinewidth=0.8,
             )  # fmt: skip
         best = case.loc[~case["implementation"].isin(NOT_OURS), "times_loop"].max()
+        ends = (case["ms"] + case["spread_ms"] / 2).max()
         ax.annotate(
-            f"{best:.2g}×", (case["ms"].max(), -place), (8, 0), textcoords="offset points",
-            va="center", fontsize=7,
+            f"{best:.2g}×", (ends, -place), (5, 0), textcoords="offset points", va="center",
+            fontsize=7,
         )  # fmt: skip
-    labels = [
-        f"{METHODS[method]}\n{queries:.0f} {'query' if queries == 1 else 'queries'} a class"
-        for (method, queries), _ in cases
-    ]
-    ax.set_yticks([-place for place in range(len(cases))], labels)
+    labels = [f"{METHODS[method]},\n{asked(queries)}" for (method, queries), _ in cases]
+    _rows(ax, labels)
     tasks = int(rows["tasks"].iloc[0])
     ax.set(
-        xscale="log", xlabel=f"ms for one meta-gradient of {tasks} tasks (× as fast as the loop)"
+        xscale="log",
+        xlabel=f"ms for a meta-gradient of {tasks} tasks: medians\n"
+        "(bars wider than the mark: quartiles; number: speed of\n"
+        "the fastest of bayesmeta ÷ that of plain torch)",
     )
     low, high = rows["products_ms"].min(), rows["ms"].max()
-    ax.set(xlim=(low / 1.5, high * 2.2), ylim=(0.6 - len(cases), 0.6))
+    ax.set(xlim=(low / 1.5, high * 2.6))
     _plain(ax)
     shown = [name for name in LOOKS if name in {*rows["implementation"], "products"}]
     _legend(ax, [LOOKS[name] for name in shown])
@@ -92,23 +96,42 @@ def _times(ax: Axes, rows: pd.DataFrame) -> None:
 def _forms(ax: Axes, rows: pd.DataFrame) -> None:
     groups = list(rows.groupby(["images", "pass"], sort=False))
     for place, (_, group) in enumerate(groups):
-        for row in group.to_dict("records"):
-            _, marker, colour = FORMS[row["implementation"]]
-            relative = 1 / row["times_grouped"]
-            ax.plot(relative, -place, marker, color=colour, markersize=4.5)
+        for i, row in enumerate(group.to_dict("records")):
+            _, marker, edge, face = FORMS[row["implementation"]]
+            ax.plot(
+                1 / row["times_grouped"], _beside(place, i, len(group)), marker, color=edge,
+                markerfacecolor=face, markersize=4, markeredgewidth=0.9,
+            )  # fmt: skip
     labels = [
         f"{PASSES[str(kind)]}, {group['tasks'].iloc[0]:.0f} × {images:.0f}"
         for (images, kind), group in groups
     ]
-    ax.set_yticks([-place for place in range(len(groups))], labels)
+    _rows(ax, labels)
     ax.axvline(1.0, color=OTHERS, linewidth=0.6, zorder=0)
-    ax.set(xscale="log", xlabel="time beside that of a group per task")
-    ax.set_ylabel("pass, tasks × images")
-    ax.set(ylim=(0.5 - len(groups), 0.5))
-    ax.xaxis.set_major_locator(LogLocator(2.0))
+    ax.set(xscale="log", xlabel="median time ÷ a group per task's")
+    ax.set_ylabel("pass, tasks × images each")
+    ax.xaxis.set_major_locator(LogLocator(10.0, subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
     _plain(ax)
     used = [FORMS[name] for name in FORMS if name in set(rows["implementation"])]
-    _legend(ax, [(name, marker, colour, colour) for name, marker, colour in used])
+    _legend(ax, used)
+
+
+def _rows(ax: Axes, labels: list[str]) -> None:
+    """Names of the rows, and a line between two of them."""
+    ax.set_yticks([-place for place in range(len(labels))], labels)
+    ax.set_ylim(0.5 - len(labels), 0.5)
+    for place in range(1, len(labels)):
+        ax.axhline(0.5 - place, color=OTHERS, linewidth=0.3, zorder=0)
+
+
+def asked(queries: float) -> str:
+    """The number of query images, in words."""
+    return f"{queries:.0f} {'query' if queries == 1 else 'queries'} a class"
+
+
+def _beside(place: int, i: int, count: int) -> float:
+    """Where in its row the i-th of so many marks goes, so that none hides another."""
+    return -place - 0.17 * (i - (count - 1) / 2)
 
 
 def _legend(ax: Axes, looks: list[tuple[str, str, str, str]]) -> None:
@@ -118,7 +141,7 @@ def _legend(ax: Axes, looks: list[tuple[str, str, str, str]]) -> None:
         for name, marker, edge, face in looks
     ]  # fmt: skip
     ax.legend(
-        handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=2,
+        handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.25, 1.0), ncols=2,
         handletextpad=0.2, columnspacing=0.8, borderaxespad=0.2,
     )  # fmt: skip
 

@@ -51,88 +51,55 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Which to use for linear predictors, which for a network, and what a restart mends."""
+    """Which to use for linear predictors, which for a network, and what to beware of."""
     own = select(table, panel="curve", rule="own")
-    return " ".join([_linear(table, own), _network(table, own), _restart(table, own)])
+    return " ".join([_linear(own), _network(own), _beware(table, own)])
 
 
-def _linear(table: pd.DataFrame, own: pd.DataFrame) -> str:
-    """Farthest from the fit that is solved, over linear families and numbers of points."""
+def _linear(own: pd.DataFrame) -> str:
+    """How far the quick ways are from the fit that is solved, and the farthest of the others."""
     rows = own[own.family != NETWORK]
-    means, medians = (
-        rows.pivot_table(index=["family", "points"], columns="method", values=column)
-        for column in ("nll", "nll_median")
-    )
-    away, typical = (nll.sub(nll["joint, solved"], axis=0) for nll in (means, medians))
+    nll = rows.pivot_table(index=["family", "points"], columns="method", values="nll")
+    away = nll.sub(nll["joint, solved"], axis=0)
     alike = away[["joint", "joint, restarted", "Laplace"]].abs().max().max()
-    worst = {
-        name: _farthest(away[name], typical[name])
-        for name in ("variational iMAML", "iMAML", "MAML")
-    }
-    fits = select(table, panel="fit", method="joint, solved")
-    seconds = fits[fits.family != NETWORK].groupby("family").seconds.mean()
-    behind = "; ".join(f"{name}, {told}" for name, told in worst.items())
     return (
-        "Where the prediction is linear in the weights joint descent, restarted or not, and "
-        f"Laplace predict unseen tasks within {alike:.2g} nats a point of the joint fit that is "
-        f"solved, in {seconds.min():.2g} to {seconds.max():.2g} s; behind it at most: {behind}."
+        "Where the prediction is linear in the weights, joint descent, restarted or not, and the "
+        f"Laplace approximation serve unseen tasks within {alike:.2g} nats a point of the joint "
+        "fit that is solved."
     )
 
 
-def _farthest(away: pd.Series, typical: pd.Series) -> str:
-    family, points = away.idxmax()
-    few = f"{points:.0f} point{'s' if points > 1 else ''}"
-    size = f"{away.max():,.0f}" if away.max() >= 100 else f"{away.max():.2g}"
-    return f"{family}, {few}: {size} (of medians {typical[family, points]:.2g})"
-
-
-def _network(table: pd.DataFrame, own: pd.DataFrame) -> str:
-    """The network's methods by their NLL, where each had about the same time."""
-    rows = select(own, family=NETWORK)
-    rows = rows[rows.method.isin(METHODS)]
-    fits = select(table, panel="fit", family=NETWORK)
-    seconds = fits.groupby("method").seconds.mean()
-    moving = ", ".join(sorted(set(fits[fits.trace == "falling"].method))) or "none"
-    at = select(rows, points=AT).sort_values("nll")
-    told = ", ".join(_interval(row) for _, row in at.iterrows())
-    best = rows.loc[rows.groupby("points").nll.idxmin()]
-    runs = best.groupby("method", sort=False).points.agg(["min", "max"])
-    where = ", ".join(
-        f"{name} at {low:.0f}" + (f" to {high:.0f}" if high > low else "")
-        for name, (low, high) in zip(runs.index, runs.to_numpy(), strict=True)
+def _network(own: pd.DataFrame) -> str:
+    """The network's best two methods, where each had about the same time."""
+    rows = select(own, family=NETWORK, points=AT)
+    first, second, *_, last = (
+        row for _, row in rows[rows.method.isin(METHODS)].sort_values("nll").iterrows()
     )
     return (
-        f"For the network, with {seconds.min():.0f} to {seconds.max():.0f} s each, nats a point "
-        f"after {AT} points of a sinusoid: {told}; best by number of points: {where} (M still "
-        f"falls: {moving})."
+        f"For a network {first['method']} serves best after {AT} points of a sinusoid, with "
+        f"{_interval(first)} nats a point (95 % interval), before {second['method']} with "
+        f"{_interval(second)}, while {last['method']} have {last['nll']:.2f}."
     )
 
 
 def _interval(row: pd.Series) -> str:
-    return f"{row['method']} {row['nll']:.2f} [{row['nll_low']:.2f}, {row['nll_high']:.2f}]"
+    return f"{row['nll']:.2f} [{row['nll_low']:.2f}, {row['nll_high']:.2f}]"
 
 
-def _restart(table: pd.DataFrame, own: pd.DataFrame) -> str:
-    """What descent from θ₀ misses with and without a restart, and what that does to the NLL."""
-    fits = select(table, panel="fit").groupby(["family", "method"])
-    missed, solved, noise = (
-        fits[column].mean() for column in ("missed_by_descent", "missed", "noise")
-    )
-    names = ("joint points", "joint points, restarted", "variational iMAML")
-    plain, again, amortised = (missed[NETWORK, name] for name in names)
-    linear = missed.drop(NETWORK).abs().max()
-    before, after = (noise[NETWORK, name] for name in names[:2])
+def _beware(table: pd.DataFrame, own: pd.DataFrame) -> str:
+    """How few seeds there are, which fits have not ended, and what a restart mends."""
+    fits = select(table, panel="fit", family=NETWORK)
+    seeds, methods = fits.seed.nunique(), fits.method.nunique()
+    moving = fits[fits.trace == "falling"].method.nunique()
     return (
-        f"Of the network's joint points gradient steps from θ₀ miss {plain:.0f} nats of M a task, "
-        f"of those restarted half-way {again:.0f}, of variational iMAML {amortised:.0f} (of linear "
-        f"predictors at most {linear:.1g}), while a quasi-Newton search from θ₀ misses "
-        f"{solved[NETWORK, names[0]]:.1f} of the first; the restart gains "
-        f"{_gain(own, 'joint points')} nats a point for points (their noise sd {before:.2f} "
-        f"becomes {after:.2f}) and {_gain(own, 'joint')} for posteriors."
+        f"Beware that the network's fits have {seeds} seed{'s' if seeds > 1 else ''} only, that M "
+        f"still falls in {moving} of {methods} methods, so that longer fits may change the order, "
+        f"and that a restart gains {_gain(own, 'joint points')} nats for points but "
+        f"{_gain(own, 'joint')} for posteriors."
     )
 
 
 def _gain(own: pd.DataFrame, name: str) -> str:
     at = select(own, family=NETWORK, points=AT).set_index("method")
     row = at.loc[f"{name}, restarted"]
-    return f"{row.restart_gain:+.2f} ± {1.96 * row.restart_gain_se:.2f}"
+    return f"{row.restart_gain:z.2f} ± {1.96 * row.restart_gain_se:.2f}".replace("-", "−")

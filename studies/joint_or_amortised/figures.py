@@ -58,10 +58,15 @@ def curves(table: pd.DataFrame) -> Figure:
                 axes[1, column].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axes[1, column].yaxis.set_major_formatter(FuncFormatter(_plain))
                 axes[1, column].yaxis.set_minor_formatter(NullFormatter())
-            axes[0, column].set_title(family)
+                _below(axes[1, column], part)
+            axes[0, column].set_title(_title(part))
             axes[1, column].set_xlabel("points of the new task")
         for ax, kind in zip(axes[:, 0], ("posteriors", "points"), strict=True):
             ax.set_ylabel(f"{kind}\nNLL, nats per point")
+        figure.supxlabel(
+            "bars: 95 % intervals over unseen tasks; ↓ one that goes below 0 on a logarithmic axis",
+            fontsize=7,
+        )
         found = [ax.get_legend_handles_labels() for ax in axes[:, 0]]
         # A network has no "joint, solved"; the first family has every name.
         named = {
@@ -72,6 +77,21 @@ def curves(table: pd.DataFrame) -> Figure:
             columnspacing=1.2, handlelength=2.2,
         )  # fmt: skip
     return figure
+
+
+def _title(part: pd.DataFrame) -> str:
+    """As "sinusoid (2 seeds)"."""
+    seeds = int(part.seeds.max())
+    return f"{part.family.iloc[0]} ({seeds} seed{'s' if seeds > 1 else ''})"
+
+
+def _below(ax: Axes, part: pd.DataFrame) -> None:
+    """Arrows at the lower edge where an interval has no place on the axis."""
+    for name in POINTS:
+        rows = select(part, method=name)
+        for points in rows[rows.nll_low <= 0].points:
+            ax.annotate("↓", (points, 0.0), xycoords=("data", "axes fraction"), ha="left",
+                        va="bottom", fontsize=8, color=look(name)["color"])  # fmt: skip
 
 
 def _plain(value: float, _: int | None = None) -> str:
@@ -115,14 +135,30 @@ def summary(table: pd.DataFrame) -> Figure:
     curve, fits = (select(table, panel=panel) for panel in ("curve", "fit"))
     at = select(curve, points=AT)
     panels = [
-        ("behind the best,\nnats per point", behind(select(at, rule="own")), "symlog"),
-        ("the same by one\ndescent from θ₀", behind(select(at, rule="descent")), "symlog"),
-        ("calibration error", _values(select(at, rule="own"), "calibration"), "linear"),
-        ("seconds of the fit", _values(fits, "seconds"), "log"),
-        ("missed by descent\nfrom θ₀, nats a task", _values(fits, "missed_by_descent"), "symlog"),
+        (
+            "behind the best,\nnats per point\n(linear below 0.1)",
+            behind(select(at, rule="own")),
+            "symlog",
+        ),
+        (
+            "the same by one\ndescent from θ₀\n(linear below 0.1)",
+            behind(select(at, rule="descent")),
+            "symlog",
+        ),
+        (
+            "calibration error,\nshare of points",
+            _values(select(at, rule="own"), "calibration"),
+            "linear",
+        ),
+        ("time of the fit, s", _values(fits, "seconds"), "log"),
+        (
+            "missed by descent\nfrom θ₀, nats a task\n(linear below 1)",
+            _values(fits, "missed_by_descent"),
+            "symlog",
+        ),
     ]
     with style():
-        figure = Figure(figsize=(DOUBLE, 3.1), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 3.5), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True)
         for ax, letter, (label, values, scale) in zip(axes, "abcde", panels, strict=True):
             _dots(ax, values)
@@ -135,6 +171,10 @@ def summary(table: pd.DataFrame) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(_plain))
         axes[0].set_yticks(range(len(METHODS)), METHODS)
         axes[0].set_ylim(len(METHODS) - 0.5, -0.5)
+        figure.supxlabel(
+            f"means over seeds; (a) to (c) after {AT} points of a new task; no mark: not measured",
+            fontsize=7,
+        )
         figure.legend(
             *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
         )
@@ -159,6 +199,6 @@ def _dots(ax: Axes, values: pd.DataFrame) -> None:
     shown = [family for family in FAMILIES if family in values]
     for index, family in enumerate(shown):
         marker, face = FAMILIES[family]
-        at = np.arange(len(METHODS)) + 0.15 * (index - (len(shown) - 1) / 2)
+        at = np.arange(len(METHODS)) + 0.2 * (index - (len(shown) - 1) / 2)
         ax.plot(values[family], at, linestyle="none", marker=marker, color="black", markersize=3.8,
                 markerfacecolor=face, markeredgewidth=0.7, label=family)  # fmt: skip

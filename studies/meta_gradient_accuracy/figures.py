@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from bayesmeta.plots import COLOURS, DOUBLE, LINES, MARKERS, style
 
 ERROR = "relative error of the meta-gradient"
+MEDIANS = "medians over tasks; CG: steps of conjugate gradients"
 DASHES = (":", (0, (3, 1, 1, 1)), (0, (5, 1.5)))
 
 
@@ -37,6 +38,7 @@ def accuracy(table: pd.DataFrame) -> Figure:
             ax.yaxis.set_major_locator(LogLocator(numticks=9))
             ax.yaxis.set_minor_locator(NullLocator())
         descent.set(ylabel=ERROR)
+        figure.supxlabel(MEDIANS, fontsize=7)
     return figure
 
 
@@ -50,7 +52,7 @@ def _descent(ax: Axes, rows: pd.DataFrame) -> None:
         _line(ax, part, "steps", "imaml", f"implicit, {steps} CG", **look)
     part = select(implicit, cg_steps=enough)
     _line(ax, part, "steps", "imaml", f"implicit, {enough} CG")
-    ax.set(xlabel="inner steps", title=f"gradient descent, κ = {rows.kappa.iloc[0]}")
+    ax.set(xlabel="inner steps", title=f"(a) gradient descent, κ = {rows.kappa.iloc[0]}")
     ax.legend(frameon=False, loc="lower left", handlelength=2.4, fontsize=6.5)
 
 
@@ -59,14 +61,14 @@ def _nesterov(ax: Axes, rows: pd.DataFrame) -> None:
     name = f"implicit, {implicit.cg_steps.max()} CG"
     _line(ax, select(rows, method="Nesterov unrolled"), "steps", "maml", "unrolled")
     _line(ax, implicit, "steps", "imaml", name)
-    ax.set(xlabel="inner steps", title="Nesterov")
+    ax.set(xlabel="inner steps", title=f"(b) Nesterov, κ = {rows.kappa.iloc[0]}")
     ax.legend(frameon=False, loc="lower left", handlelength=2.4, fontsize=6.5)
 
 
 def _conjugate(ax: Axes, rows: pd.DataFrame) -> None:
     rows = rows.loc[rows["cg_steps"] > 0]
     _line(ax, rows, "cg_steps", "imaml", "implicit")
-    ax.set(xlabel="CG steps", title="implicit, at the true minimum θ*")
+    ax.set(xlabel="CG steps", title="(c) implicit, at the minimum θ*")
 
 
 def growth(table: pd.DataFrame, slopes: dict[str, tuple[float, float]]) -> Figure:
@@ -78,6 +80,8 @@ def growth(table: pd.DataFrame, slopes: dict[str, tuple[float, float]]) -> Figur
         _bound(right, select(table, panel="lemma3"))
         for ax in (left, right):
             ax.set(xscale="log", yscale="log")
+        left.set_ylim(top=1e5)  # for the legend
+        figure.supxlabel(f"{MEDIANS}; paper: Rajeswaran et al. (2019)", fontsize=7)
     return figure
 
 
@@ -86,13 +90,16 @@ def _growth(ax: Axes, rows: pd.DataFrame, slopes: dict[str, tuple[float, float]]
         role = "maml" if method.endswith("unrolled") else "imaml"
         look: dict[str, Any] = {}
         if method.startswith("Nesterov"):
-            look = {"linestyle": "--", "markerfacecolor": "white"}
+            # Both hardly differ: the larger marks show behind the smaller ones.
+            size = 5.5 if method.endswith("unrolled") else 3.0
+            look = {"linestyle": "--", "markerfacecolor": "white", "markersize": size}
         elif method == "CG":
             look = {"linestyle": ":", "marker": "o"}
         name = f"{method}: κ$^{{{power:.2f}}}$ (paper: κ$^{{{paper:g}}}$)"
         _line(ax, select(rows, method=method), "kappa", role, name, value="steps", **look)
     power_of_ten = f"10$^{{{math.log10(rows.error.iloc[0]):g}}}$"
     ax.set(xlabel="condition number κ", ylabel=f"steps to a relative error of {power_of_ten}")
+    ax.set_title("(a) steps against condition number")
     ax.legend(frameon=False, fontsize=6.5, handlelength=2.4)
 
 
@@ -105,7 +112,7 @@ def _bound(ax: Axes, rows: pd.DataFrame) -> None:
         _line(ax, part, "steps", "imaml", f"bound, {steps} CG", value="bound", **grey)
         _line(ax, part, "steps", "imaml", f"error, {steps} CG", **look)
     ax.set(xlabel="inner steps of gradient descent", ylabel=ERROR)
-    ax.set(title=f"Lemma 3, κ = {rows.kappa.iloc[0]}")
+    ax.set(title=f"(b) the paper's Lemma 3, κ = {rows.kappa.iloc[0]}")
     ax.legend(frameon=False, loc="lower left", handlelength=2.4)
 
 
@@ -114,8 +121,9 @@ def _line(
 ) -> None:
     """The median over tasks, in the look of a method unless told otherwise."""
     middle = rows.groupby(x)[value].median()
-    usual = {"color": COLOURS[role], "marker": MARKERS[role], "linestyle": LINES[role]}
+    usual = {"color": COLOURS[role], "marker": MARKERS[role], "linestyle": LINES[role],
+             "markersize": 3.5}  # fmt: skip
     ax.plot(
         middle.index.to_numpy(dtype=float), middle.to_numpy(dtype=float),
-        markersize=3.5, linewidth=1.1, label=name, **usual | look,
+        linewidth=1.1, label=name, **usual | look,
     )  # fmt: skip

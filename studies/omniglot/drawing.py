@@ -11,6 +11,10 @@ from bayesmeta.plots import COLOURS, DOUBLE, SINGLE, style
 from studies.omniglot.official_runs import PUBLISHED
 
 KINDS = {"inductive": ("o", "white", -0.13), "transductive": ("o", None, 0.13)}
+KIND_MEANS = (
+    "inductive: each query image by itself; transductive: all of a task normalised together"
+)
+BARS = "bars: 95 % intervals of accuracy over test tasks"
 MEASURES = {
     "accuracy": "accuracy (%)",
     "nll": "−log p (nats per query image)",
@@ -52,6 +56,7 @@ def _scores(part: pd.DataFrame) -> Figure:
             ax.set_xlabel(label)
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+        figure.supxlabel(f"{KIND_MEANS}\n{BARS}, hardly wider than the marks", fontsize=7)
     return figure
 
 
@@ -72,7 +77,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
         ax.errorbar(
             rows[f"{kind}_{measure}"], places + shift, xerr=half, linestyle="none", marker=marker,
             markersize=4, color=colour, markerfacecolor=inside or colour, elinewidth=0.8,
-            label=f"{kind}" + (", 95 % interval" if kind == "transductive" else ""),
+            label=kind,
         )  # fmt: skip
     if measure == "accuracy" and rows["paper_accuracy"].notna().any():
         ax.plot(
@@ -97,7 +102,9 @@ def _effects(effects: pd.DataFrame) -> Figure:
             _names(ax, list(rows["changed"]))
             ax.set_title(method, loc="left")
         steps = effects["iterations"].iloc[0]
-        figure.axes[-1].set_xlabel(f"accuracy (%) after {steps:.0f} outer steps")
+        figure.axes[-1].set_xlabel(
+            f"accuracy (%) after {steps:.0f} outer steps\n(bars: 95 % intervals)"
+        )
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -118,6 +125,6 @@ def _runs(runs: pd.DataFrame) -> Figure:
             ax.plot(errors, spread, ".", markersize=3, color=COLOURS["maml"], alpha=0.5)
             ax.plot(errors.mean(), place, "o", markersize=5, color=COLOURS["maml"])
         _names(ax, names)
-        ax.set_xlim(left=0)
-        ax.set_xlabel("error (%); small dots: single runs")
+        ax.set_xlim(left=-2)
+        ax.set_xlabel("error (%)\n◆ published, ● our mean\nsmall dots: single runs")
     return figure

@@ -45,44 +45,28 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Fixed points, which start is best when, the counter-example and the search."""
+    """Fixed points and the counter-example, which start is best when, and how rare all that is."""
     fits = select(table, panel="fixed point")
-    adapted = select(table, panel="adaptation")
-    case = select(table, panel="example").set_index("case")
-    bad, convex = case.loc["example"], case.loc["last convex"]
-    ends = select(table, panel="descent", case="example").fit
-    low, high = int((ends < 0).sum()), int((ends > 0).sum())
+    bad = select(table, panel="example", case="example").iloc[0]
     every = select(table, panel="search")
     whole, inside = every.loc[every.pairs.idxmax()], every[every.high <= 1]
-    kept, broken = int(inside.pairs.sum()), int(inside.not_convex.sum())
-    counts = ["pairs", "not_convex", "several_minima"]
-    beyond = whole[counts] - inside[counts].sum()
+    several = int(whole.several_minima)
     return (
-        f"Fits by {len(fits)} methods end within {fits.difference.max():.1g} of the "
-        f"curvature-weighted averages in closed form; of {adapted.method.nunique()} starts the "
-        f"best after n steps of adaptation is {_best(adapted)}. "
-        f"For smooth, strongly convex losses one-step MAML need be neither convex nor of one "
-        f"minimum: two tasks of one binary row each, under Gaussian priors, have "
-        f"{bad.proved_minima:.0f} minima at αL = {bad.alpha_L:.3g} (proved by interval "
-        f"arithmetic) with {bad.barrier:.2g} nats between them, {low} of {low + high} fits end in "
-        f"the left one and {high} in the right, and both adapted losses are convex up to "
-        f"αL = {convex.alpha_L:.2g}. "
-        f"The condition of Finn et al. (2019), which this α exceeds {bad.over_bound:.0f} times, "
-        f"is kept by {kept:,} of {int(whole.pairs):,} random pairs of losses, of which {broken} "
-        f"have an adapted loss that is not convex; of the other {int(beyond.pairs):,}, "
-        f"{beyond.not_convex / beyond.pairs:.1%} have (the first at {whole.first_not_convex:.2g} "
-        f"times the condition), and {int(beyond.several_minima)} sums have several minima, at "
-        f"most {int(whole.most_minima)}."
+        f"{len(fits)} methods learn curvature-weighted averages of the optima, as in closed form "
+        f"(fits within {fits.difference.max():.0e}), and MAML of convex losses need not be convex: "
+        f"in the example its sum has {bad.proved_minima:.0f} proved minima with "
+        f"{bad.barrier:.2g} nats between them, at αL = {bad.alpha_L:.2g}. "
+        f"{_best(select(table, panel='adaptation'))}. "
+        f"Such cases are rare and need long steps: {several} of {int(whole.pairs):,} random pairs "
+        f"{'has' if several == 1 else 'have'} several minima, the proved one exceeds the condition "
+        f"of Finn et al. (2019) {bad.over_bound:.0f} times, and of {int(inside.pairs.sum()):,} "
+        f"pairs that keep it {int(inside.not_convex.sum()) or 'none'} lost its convexity."
     )
 
 
 def _best(adapted: pd.DataFrame) -> str:
-    """Which start leaves the least loss, by ranges of the number of steps."""
-    least = adapted.loc[adapted.groupby("steps").loss.idxmin()].sort_values("steps")
-    runs = (least.method != least.method.shift()).cumsum()
-    said = []
-    for _, part in least.groupby(runs):
-        first, last = int(part.steps.min()), int(part.steps.max())
-        name = figures.NAMES[part.method.iloc[0]]
-        said.append(f"{name} (n = {first}{f' to {last}' if last > first else ''})")
-    return ", ".join(said)
+    """Whose start leaves the least loss after a few, some and many steps of adaptation."""
+    least = adapted.loc[adapted.groupby("steps").loss.idxmin()].set_index("steps").method
+    shown = sorted({n for n in (1, 5, int(least.index.max())) if n in least.index})
+    starts = [f"of {figures.NAMES[least[n]].replace(',', ' with')} if n = {n}" for n in shown]
+    return f"The start with the least loss after n steps of adaptation is that {', '.join(starts)}"

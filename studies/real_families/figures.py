@@ -18,24 +18,27 @@ from studies.real_families.measure import Drawn
 
 COLUMNS = 3
 ONE_SD = 0.6827
-LEAST, MOST = 1e-7, 1e3
+LEAST, MOST = 1e-7, 1e3  # the last tick; the axis goes on to thrice that
 LABELS = {
     "joint": "joint",
     "laplace": "Laplace",
     "quadrature": "quadrature",
     "variational_laplace": "variational, Gaussian",
     "variational_imaml": "variational, point",
-    "imaml_hf": "iMAML",
+    "imaml_hf": "iMAML, Newton-CG",
     "maml": "MAML",
     "reptile": "Reptile",
 }
 KIN = {"quadrature": "laplace", "variational_laplace": "variational_imaml"}
 HOLLOW = ("quadrature", "variational_imaml")
 PANELS = {
-    "mean_off": ("(a) θ₀ and\nshared weights", "standard errors"),
-    "sd_off": ("(b) prior sds\n", "relative"),
-    "tasks_mean": ("(c) tasks' means,\nmethod's own prior", "posterior sds"),
-    "held_mean": ("(d) tasks' means,\nNUTS' prior held", "posterior sds"),
+    "mean_off": ("(a) θ₀ and\nshared weights", "from the reference,\nin standard errors"),
+    "sd_off": ("(b) prior sds\n", "from the reference,\nrelative"),
+    "tasks_mean": (
+        "(c) tasks' means,\nmethod's own prior",
+        "from the reference,\nin posterior sds",
+    ),
+    "held_mean": ("(d) tasks' means,\nNUTS' prior held", "from NUTS,\nin posterior sds"),
 }
 
 
@@ -98,15 +101,15 @@ def _spread(ax: Axes, drawn: Drawn) -> None:
 
 
 def distances(table: pd.DataFrame) -> Figure:
-    """Each method's largest distance over the coefficients of a set, on log axes."""
+    """Each method's largest difference over the coefficients of a set, on log axes."""
     sets = list(table["set"].unique())[::-1]
     with style():
-        figure = Figure(figsize=(DOUBLE, 1.35 + 0.27 * len(sets)), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 1.9 + 0.33 * len(sets)), layout="constrained")
         panels = figure.subplots(1, len(PANELS), sharey=True)
         for ax, (column, (title, unit)) in zip(panels, PANELS.items(), strict=True):
             for place, method in enumerate(LABELS):
-                _dots(ax, table, sets, method, column, 0.09 * (3.5 - place))
-            ax.set(xscale="log", xlabel=unit, title=title)
+                _dots(ax, table, sets, method, column, 0.105 * (3.5 - place))
+            ax.set(xscale="log", xlabel=f"largest difference\n{unit}", title=title)
             if column == "held_mean":
                 ax.set_xlim(0.01, 1.5)
                 ax.set_xticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
@@ -115,8 +118,9 @@ def distances(table: pd.DataFrame) -> Figure:
                 names = ["≤10$^{-7}$", "10$^{-4}$", "0.1", "10$^{3}$"]
                 ax.set_xticks([LEAST, 1e-4, 0.1, MOST], names)
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.axvline(1, color=COLOURS["reference"], linewidth=0.6, zorder=0)
-            ax.grid(axis="y", linewidth=0.3)
+            ax.axvline(1, color=COLOURS["reference"], linewidth=0.6, zorder=0, label="1 unit")
+            for place in range(0, len(sets), 2):
+                ax.axhspan(place - 0.5, place + 0.5, color="0.94", linewidth=0, zorder=-1)
         sampled = table[(table["method"] == "nuts") & table["mean_error"].notna()]
         errors = sampled.groupby("set")["mean_error"].max()
         panels[-1].plot(
@@ -124,9 +128,14 @@ def distances(table: pd.DataFrame) -> Figure:
             markersize=9, markeredgewidth=1.2, linestyle="", label="NUTS' standard error",
         )  # fmt: skip
         panels[0].set_yticks(range(len(sets)), [s.replace("_", " ") for s in sets])
+        panels[0].set_ylim(-0.5, len(sets) - 0.5)
         handles = [Line2D([], [], markersize=4, label=LABELS[m], **look(m)) for m in LABELS]
         handles += panels[-1].get_legend_handles_labels()[0]
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=5, frameon=False, title_fontsize=7,
+            title="reference: recorded fits of lme4, nlme or quadrature; no mark: no such number, "
+            "or not compared",
+        )  # fmt: skip
     return figure
 
 
@@ -134,6 +143,6 @@ def _dots(
     ax: Axes, table: pd.DataFrame, sets: list[str], method: str, column: str, shift: float
 ) -> None:
     rows = table[table["method"] == method]
-    values = rows[column].abs().groupby(rows["set"]).max().dropna().clip(LEAST, MOST)
-    places = np.array([sets.index(str(name)) for name in values.index]) + shift
-    ax.plot(values, places, markersize=3.5, **look(method))
+    known = rows[column].abs().groupby(rows["set"]).max().dropna()
+    places = np.array([sets.index(str(name)) for name in known.index]) + shift
+    ax.plot(known.clip(lower=LEAST), places, markersize=3.5, **look(method))

@@ -24,6 +24,8 @@ FORM_LOOK = {
     "low-rank": (VERMILLION, "^"),
     "block, other start": (BLACK, "D"),
 }
+LINEAR = 0.1
+"""Nats within which the axis of scores is linear."""
 TITLES = {case: f"{case} layer varies" for case in LAYERS} | {"none": "no layer varies"}
 
 
@@ -44,12 +46,17 @@ def layers(table: pd.DataFrame) -> Figure:
             _case(ax, select(rows, case=case))
             ax.set_title(f"({letter}) {TITLES[case]}", loc="left")
         for ax in axes[:, 0]:
-            ax.set_ylabel("sd of weights, units of θ")
+            ax.set_ylabel("sd of a layer's weights")
         for ax in axes[1]:
             names = [form.replace(", ", ",\n") for form in (*FORMS, TRUTH)]
             ax.set_xticks(range(len(names)), names)
         axes[0, 0].set_ylim(bottom=-0.012)
-        figure.legend(handles=_key(), loc="outside upper center", ncols=5, frameon=False)
+        figure.supxlabel(
+            f"form of the prior; each mark a seed, after {rows.steps.max():,} steps of descent",
+            fontsize=8,
+        )
+        figure.legend(handles=_key(), loc="outside upper center", ncols=6, frameon=False,
+                      columnspacing=1.2, handletextpad=0.4)  # fmt: skip
     return figure
 
 
@@ -81,7 +88,8 @@ def _key() -> list[Line2D]:
     layers = [entry(colour, mark, colour, f"{name} layer") for name, (colour, mark) in LOOK.items()]
     grey = COLOURS["reference"]
     kinds = [("prior", grey), ("posterior of a new task", "white")]
-    return layers + [entry(grey, "o", face, label) for label, face in kinds]
+    true = Line2D([], [], color=grey, linewidth=0.7, linestyle=":", label="true sd where it varies")
+    return [*layers, *(entry(grey, "o", face, label) for label, face in kinds), true]
 
 
 def scores(table: pd.DataFrame) -> Figure:
@@ -103,9 +111,14 @@ def scores(table: pd.DataFrame) -> Figure:
                 )  # fmt: skip
                 ax.hlines(part.behind.mean(), at - 0.06, at + 0.06, color=colour, linewidth=1.6)
         ax.set_xticks(range(len(CASES)), [TITLES[case] for case in CASES])
-        ax.set_yscale("symlog", linthresh=0.1)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_ylabel("behind the true prior, nats a point")
+        ax.set_yscale("symlog", linthresh=LINEAR)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        ax.set_ylabel(f"behind the true prior, nats a point\n(linear within ± {LINEAR:g})")
+        figure.supxlabel(
+            "marks: seeds; bars: ± 2 standard errors; dashes: means over seeds; after "
+            f"{rows.steps.max():,} steps of descent",
+            fontsize=7,
+        )
         figure.legend(
             *ax.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
         )

@@ -45,40 +45,28 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def headline(table: pd.DataFrame) -> str:
-    """Bias, variance, the power of K, and where descent ends, from the table."""
+    """Bias and variance on squared errors, bias on Poisson losses, and where descent ends."""
     squares, curved = (select(table, panel=p) for p in ("quadratic", "poisson"))
     few, many = int(squares.paths.min()), int(squares.paths.max())
     shared = select(squares, rule="shared").set_index("paths").bias
     separate = squares[squares.rule != "shared"]
     ratio = _over(squares, "variance", "split halves", "every pair")
-    curved_cost = _over(curved, "rmse", "every pair", "shared")
-    others = select(table, panel="starts")
-    known, biases = others.variance_ratio, others.bias_ratio.dropna()
-    powers = ", ".join(
-        f"{rule} {slope(table, rule)[0]:.3f} ± {2 * slope(table, rule)[1]:.3f}"
-        for rule in measure.RULES
-    )
     last = select(curved, paths=many).set_index("rule").bias
     ends = select(table, panel="descent")
     place = ends.groupby(["rule", "paths"])[["loss_at_mean", "spread"]].mean()
     apart, alike = place.loc[("every pair", 4)], place.loc[("mean loss", 1)]
-    off = select(squares, rule="shared").largest_z.max()
     return (
-        f"For ∇g(E θ) of squared errors shared paths are off by {shared[few]:.0%} of its length "
-        f"with {few} and {shared[many]:.1%} with {many} paths (within {off:.1f} standard errors of "
-        f"the prediction), and separate ones within {separate.largest_z.max():.1f} of 0; every "
-        f"pair has {ratio.min():.2f} to {ratio.max():.2f} times less variance than split halves at "
-        f"equal draws (predicted at {len(known)} other starts: {known.min():.2f} to "
-        f"{known.max():.2f}). For Poisson losses every rule is biased, by the number of paths "
-        f"averaged ahead to the power of {powers}: with {many} paths by {last['shared']:.1%}, "
-        f"{last['split halves']:.1%} and {last['every pair']:.1%} (shared paths by "
-        f"{biases.min():.2g} to {biases.max():.2g} times as much as split halves at {len(biases)} "
-        f"other starts), with {curved_cost.min():.2f} to {curved_cost.max():.2f} times the error "
-        f"of shared paths for every pair. Descent ends where each rule's own objective is least "
-        f"(within {ends.largest_z.max():.1f} standard errors): separate paths leave g(E θ) at "
-        f"{apart.loss_at_mean:.3g} nats and the mean loss at {alike.loss_at_mean:.3g}, but the "
-        f"spread of the ends, which separate paths do not see, adds {apart.spread:.3g} in place of "
-        f"{alike.spread:.3g}."
+        f"For squared errors they remove its bias: shared paths are off by {shared[few]:.0%} of "
+        f"the gradient's length with {few} paths and by {shared[many]:.1%} with {many}, separate "
+        f"ones by no more than {separate.largest_z.max():.1f} standard errors. "
+        f"For Poisson losses all are biased, with {many} paths by {last['shared']:.1%} if shared, "
+        f"{last['split halves']:.1%} in split halves and {last['every pair']:.1%} by every pair, "
+        f"which for squared errors has {ratio.min():.1f} to {ratio.max():.1f} times less variance "
+        f"than split halves. "
+        f"Separate paths see only the loss at the mean of all ends, which descent brings to "
+        f"{apart.loss_at_mean:.2f} nats in place of {alike.loss_at_mean:.2f}, but one end by "
+        f"itself then costs {apart.spread:.2f} nats more than that mean in place of "
+        f"{alike.spread:.2f}."
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from bayesmeta.plots import COLOURS, DOUBLE, style
 from studies.which_minimum.exact import propagate, split
@@ -38,7 +39,7 @@ def law(table: pd.DataFrame) -> Figure:
     """Left the losses, right where SGLD ends, for three anchors."""
     temperature, _, steps = _shown(table)
     with style():
-        figure = Figure(figsize=(DOUBLE, 2.7), layout="constrained")
+        figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         theta = torch.linspace(-4.6, 5.2, 700, dtype=F64)
         left.plot(theta, PROBLEM.loss(theta), color="black", linewidth=1.3, label="f = g")
@@ -49,15 +50,19 @@ def law(table: pd.DataFrame) -> Figure:
             left.plot(found.minima, _anchored(found.minima, theta0), "o", color=colour, ms=3.5)
             outcome = propagate(replace(PROBLEM, steps=steps), theta0, temperature)
             shares = split(PROBLEM, outcome, found).probability.tolist()
-            name = f"θ₀ = {theta0:.2f}:  P = " + " | ".join(f"{p:.2f}" for p in shares)
+            name = f"θ₀ = {theta0:.2f}:  " + " | ".join(f"{p:.2f}" for p in shares)
             y = torch.linspace(-1.8, 3.2, 700, dtype=F64)
             right.plot(y, outcome.density(y)[0], **look, label=name)
-        left.set(xlabel="θ", ylabel="loss, nats", ylim=(-1.4, 5.5), xlim=(-4.6, 5.2))
-        left.set(title="the loss, and with its anchor")
-        right.set(xlabel="θ", ylabel="density", ylim=(0, 3.3), xlim=(-1.8, 3.2))
-        right.set(title=f"outcomes of {steps} steps, τ = {temperature:g}")
-        for ax in (left, right):
-            ax.legend(frameon=False, loc="upper center", handlelength=2.4)
+        left.plot([], [], "o", color="black", ms=3.5, label="minima of F")
+        left.set(xlabel="θ", ylabel="loss, nats", ylim=(-1.4, 6.5), xlim=(-4.6, 5.2))
+        left.set_title("(a) the loss f, and F = f + ½ λ (θ − θ₀)²", loc="left")
+        right.set(xlabel="θ", ylabel="density per unit of θ", ylim=(0, 3.6), xlim=(-1.8, 3.2))
+        right.set_title(f"(b) where {steps} steps end, τ = {temperature:g} nats", loc="left")
+        left.legend(frameon=False, loc="upper center", handlelength=2.4)
+        right.legend(
+            frameon=False, loc="upper center", handlelength=2.4, title_fontsize=7,
+            title="probability of the left | right minimum",
+        )  # fmt: skip
     return figure
 
 
@@ -65,8 +70,13 @@ def _anchored(theta: torch.Tensor, theta0: float) -> torch.Tensor:
     return PROBLEM.loss(theta) + 0.5 * PROBLEM.lam * (theta - theta0).square()
 
 
-def objective(table: pd.DataFrame) -> Figure:
-    """E[g] against θ₀ for several temperatures, over g of the deterministic outcome."""
+def objective(table: pd.DataFrame, off: float) -> Figure:
+    """E[g] against θ₀ for several temperatures, over g of the deterministic outcome.
+
+    Args:
+        table: of the study.
+        off: how far the width of the smoothed jump is from the one predicted, relative.
+    """
     rows = select(table, panel="wide")
     with style():
         figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
@@ -80,7 +90,12 @@ def objective(table: pd.DataFrame) -> Figure:
                 part.theta0.to_numpy(), part.value.to_numpy(),
                 color=colour, linestyle=dashes, label=f"E[g], τ = {tau:g}",
             )  # fmt: skip
-        ax.set(xlabel="θ₀", ylabel="meta-objective, nats", xlim=WIDE)
+        ax.set(xlabel="start θ₀", ylabel="meta-objective, nats", xlim=WIDE)
+        ax.set_title(
+            f"after {_shown(table)[2]} steps of temperature τ; the jump at θ₀ = {JUMP:.2f} is as "
+            f"wide as predicted within {off:.1%}",
+            loc="left",
+        )
         ax.legend(frameon=False, loc="upper center", handlelength=2.6)
     return figure
 
@@ -96,16 +111,25 @@ def gradient(table: pd.DataFrame) -> Figure:
             near = select(rows, panel="near")
             _parts(ax, near, "theta0")
             _marks(ax, _within(select(rows, panel="point"), NEAR), "theta0")
-            ax.set(xlabel="θ₀", xlim=NEAR, title=f"τ = {tau:g}, T = {steps} steps")
+            ax.set(xlabel="start θ₀", xlim=NEAR)
+        early.set_title(f"(a) τ = {tau:g}, T = {first} steps", loc="left")
+        late.set_title(f"(b) τ = {tau:g}, T = {last} steps", loc="left")
         early.set(ylabel="d/dθ₀ E[g], nats per unit of θ₀")
         rows = _sweep(table)
         _parts(against, rows, "steps")
         _marks(against, rows, "steps")
-        against.set(xscale="log", xlabel="T, steps", title=f"τ = {tau:g}, θ₀ = {JUMP:.2f}")
-        against.set(ylim=(-1.0, 2.4))  # pathwise bars leave it
+        against.set(xscale="log", xlabel="T, steps", ylim=(-9, 9))
+        against.set_title(f"(c) τ = {tau:g}, θ₀ = {JUMP:.2f}", loc="left")
+        against.set_ylabel("the same, linear within ± 2")
+        against.set_yscale("symlog", linthresh=2.0, linscale=2.0)
+        against.set_yticks([-5, -2, -1, 0, 1, 2, 5], ["−5", "−2", "−1", "0", "1", "2", "5"])
+        against.yaxis.set_minor_locator(NullLocator())
         _whole_ticks(against, rows)
         handles, names = late.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False)
+        figure.legend(
+            handles, names, loc="outside upper center", ncols=6, frameon=False, title_fontsize=7,
+            title="lines: exact; marks: the library's estimates, bars: ± 2 standard errors",
+        )  # fmt: skip
     return figure
 
 
@@ -117,11 +141,13 @@ def spread(table: pd.DataFrame) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True)
         rows = select(table, panel="point", steps=first, temperature=tau)
         _spreads(left, _within(rows, NEAR), "theta0")
-        left.set(xlabel="θ₀", ylabel="sd of one path's estimate, nats per unit of θ₀")
-        left.set(yscale="log", title=f"τ = {tau:g}, T = {first} steps")
+        left.set(xlabel="start θ₀", ylabel="sd of one path's estimate, nats per unit of θ₀")
+        left.set_yscale("log")
+        left.set_title(f"(a) τ = {tau:g}, T = {first} steps", loc="left")
         rows = _sweep(table)
         _spreads(right, rows, "steps")
-        right.set(xscale="log", xlabel="T, steps", title=f"τ = {tau:g}, θ₀ = {JUMP:.2f}")
+        right.set(xscale="log", xlabel="T, steps")
+        right.set_title(f"(b) τ = {tau:g}, θ₀ = {JUMP:.2f}", loc="left")
         _whole_ticks(right, rows)
         right.legend(frameon=False, loc="upper left", handlelength=2.6)
     return figure
@@ -137,7 +163,7 @@ def _spreads(ax: Axes, rows: pd.DataFrame, x: str) -> None:
         ax.plot(at, exact, color=colour, linestyle=dashes, label=f"{rule}, exact")
         ax.plot(
             at, found, marker, color=colour, markerfacecolor="white",
-            markersize=4, label=f"{rule}, of its paths",
+            markersize=4, label=f"{rule}, sd seen among its paths",
         )  # fmt: skip
 
 
@@ -187,7 +213,7 @@ def _marks(ax: Axes, rows: pd.DataFrame, x: str) -> None:
         ax.errorbar(
             at * NUDGES.get(name, 1.0), rows[name].to_numpy(), yerr=error,
             fmt=marker, color=colour, markersize=4, markerfacecolor="white",
-            elinewidth=0.9, capsize=1.5, label=name + (" ± 2 SE" if error is not None else ""),
+            elinewidth=0.9, capsize=1.5, label=name,
         )  # fmt: skip
 
 
