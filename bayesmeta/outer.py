@@ -90,14 +90,15 @@ def minimise(
     options = {"maxiter": steps, "gtol": tolerance}
     if not dense:
         options |= {"maxfun": 20 * steps, "ftol": 0.0, "maxcor": 30}
-    solution = minimize(
-        evaluate,
-        start,
-        jac=True,
-        method="BFGS" if dense else "L-BFGS-B",
-        options=options,
-        callback=report,
-    )
+    with np.errstate(all="ignore"):  # what overflows in there is told by the trace
+        solution = minimize(
+            evaluate,
+            start,
+            jac=True,
+            method="BFGS" if dense else "L-BFGS-B",
+            options=options,
+            callback=report,
+        )
     value, gradient = evaluate(solution.x)
     trace.values.append(value)
     trace.gradient = float(np.abs(gradient).max()) if np.isfinite(value) else float("nan")
