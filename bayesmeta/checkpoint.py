@@ -41,7 +41,7 @@ from bayesmeta.records import names_record
 from bayesmeta.results import Flag, InputError, Result, check_whole
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TableInfo, TaskFamily
-from bayesmeta.typed import made, refuse_misfits, shortened
+from bayesmeta.typed import BROKEN, made, refuse_misfits, shortened
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -49,11 +49,6 @@ if TYPE_CHECKING:
 SCHEMA = 3
 THETA, PSI = ("prior.mean",), "shared.module."
 """Where the weights of a model are among the run's tensors: the adapted, and the shared."""
-BROKEN = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
-    *(TypeError, ValueError),
-)
-"""What may go wrong with a record that says something else than what was written."""
 
 
 class Outcome(TypedDict):

@@ -67,15 +67,21 @@ def minimise(
     trace = Trace()
     last = {"value": float("nan")}
 
+    def nowhere(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        trace.skipped += 1
+        return float("inf"), np.zeros_like(flat)
+
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         _assign(parameters, flat)
-        value = objective()
+        try:
+            value = objective()
+        except torch._C._LinAlgError:  # a matrix without an inverse, far from any minimum
+            return nowhere(flat)
         gradients = torch.autograd.grad(value, parameters)
         gradient = torch.cat([g.flatten() for g in gradients]).double().cpu().numpy()
         last["value"] = float(value.detach())
         if not (np.isfinite(last["value"]) and np.isfinite(gradient).all()):
-            trace.skipped += 1
-            return float("inf"), np.zeros_like(gradient)
+            return nowhere(flat)
         return last["value"], gradient
 
     def report(intermediate_result: OptimizeResult) -> None:

@@ -10,6 +10,11 @@ from bayesmeta.results import InputError
 
 T = TypeVar("T")
 NUMBER = (int, float)
+BROKEN = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
+    *(TypeError, ValueError),
+)
+"""What goes wrong where a record says something else than what was written there."""
 
 
 def fits(value: Any, hint: Any) -> bool:

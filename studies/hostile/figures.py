@@ -29,7 +29,7 @@ TITLES = {
     "table": "tables",
 }
 NARROW = 0.055
-"""Of the widest bar: a count in less would not be read."""
+"""Of the widest bar: a count in less would not be read, and stands beside it."""
 
 
 def answers(table: pd.DataFrame) -> Figure:
@@ -55,6 +55,7 @@ def answers(table: pd.DataFrame) -> Figure:
         figure.legend(
             [bars[WORDS[name]] for name in shown], [WORDS[name] for name in shown],
             loc="outside upper center", ncols=len(shown), frameon=False,
+            handlelength=1.6, columnspacing=1.2,
         )  # fmt: skip
     return figure
 
@@ -75,6 +76,14 @@ def _bars(ax: Axes, counts: pd.DataFrame) -> None:
                     bbox={"boxstyle": "round,pad=0.15", "color": "white"},
                 )  # fmt: skip
         left = left + part
+    for place, (_, row) in enumerate(counts.iterrows()):
+        small = [name for name in LOOKS if 0 < row[name] <= NARROW * widest]
+        for i, name in enumerate(small):  # beside the bar, in the order of its parts
+            text = f"{row[name]}{',' if i + 1 < len(small) else ''}"
+            ax.text(
+                row.sum() + widest * (0.012 + 0.04 * i), place, text,
+                ha="left", va="center", fontsize=6, color=LOOKS[name][0],
+            )  # fmt: skip
     ax.set_yticks(range(len(counts)), [str(name) for name in counts.index])
     ax.set_ylim(len(counts) - 0.4, -0.6)
-    ax.set_xlim(0, 1.02 * widest)
+    ax.set_xlim(0, 1.1 * widest)
