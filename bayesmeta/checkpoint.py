@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import math
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,24 +25,63 @@ from torch import Tensor
 
 from bayesmeta import __version__, likelihoods, models, seal
 from bayesmeta.amortised.meta_gradient import prepared
+from bayesmeta.amortised.step import LEARNED_STEPS
 from bayesmeta.atomic import whole_file
 from bayesmeta.empirical import Empirical
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
+from bayesmeta.identity import differing
 from bayesmeta.inner.loop import Algorithm
+from bayesmeta.judging import evidence_kind
 from bayesmeta.method import Method
 from bayesmeta.models import Model
 from bayesmeta.predictions import Named
 from bayesmeta.prior import Prior
 from bayesmeta.records import names_record
-from bayesmeta.results import Flag, InputError
+from bayesmeta.results import Flag, InputError, Result, check_whole
 from bayesmeta.standardise import Standardisation
 from bayesmeta.tasks import TableInfo, TaskFamily
+from bayesmeta.typed import BROKEN, made, refuse_misfits, shortened
 
 if TYPE_CHECKING:
     from os import PathLike
 
 SCHEMA = 3
+THETA, PSI = ("prior.mean",), "shared.module."
+"""Where the weights of a model are among the run's tensors: the adapted, and the shared."""
+
+
+class Outcome(TypedDict):
+    """What of a record's result is not in the files."""
+
+    log_evidence: float | None
+    standard_errors: dict[str, float]
+    flagged: list[dict[str, str]]
+    notes: list[str]
+    seconds: float
+
+
+class Record(TypedDict):
+    """The types of run.json."""
+
+    schema: int
+    model: dict[str, Any] | None
+    likelihood: dict[str, Any] | None
+    prior: dict[str, Any]
+    method: dict[str, Any]
+    posterior_sign: int
+    solver: Literal["exact", "profile", "gradient", "amortised"]
+    names: list[str] | dict[str, Any]
+    tasks: list[str]
+    tensors: list[str]
+    table: dict[str, Any] | None
+    standardisation: dict[str, Any] | None
+    evidence_kind: str
+    seed: int
+    fingerprint: str
+    stream: dict[str, Any] | None
+    result: Outcome
+    files: dict[str, str]
 
 
 def write(fit: Fit, folder: Path) -> Path:
@@ -122,18 +161,26 @@ def load(
         InputError: not a run folder, damaged, of another version, or its model is needed.
     """
     folder = Path(folder)
-    record = _read_record(folder)
     try:
+        record = _read_record(folder)
         prior_file = _load(folder, "prior.safetensors", record)
         posterior_file = _load(folder, "posterior.safetensors", record)
         family = _family(record, _load(folder, "tasks.safetensors", record))
         method = Method.from_json(record["method"], inner=inner)
+        own = model is not None or inner is not None
+        if model is None and record["model"] is not None:
+            weights = [v for k, v in prior_file.items() if k in THETA or k.startswith(PSI)]
+            models.refuse_other_size(record["model"], sum(tensor.numel() for tensor in weights))
         model = _model(record, model, family, method)
-        return _assemble(record, model, family, method, prior_file, posterior_file)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{folder}: the run is damaged ({error}); fit again") from error
+        fit = _assemble(record, model, family, method, prior_file, posterior_file)
+        _check_result(record["result"], fit, own=own)
+        return _with_flags(fit)
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder}: {error}") from error
+    except BROKEN as error:
+        raise InputError(f"{folder}: the run is damaged ({error!r}); fit again") from error
 
 
 def _assemble(
@@ -146,10 +193,9 @@ def _assemble(
 ) -> Fit:
     prior = Prior(**record["prior"])
     free = {k.removeprefix("prior."): v for k, v in prior_file.items() if k.startswith("prior.")}
-    gaussian = prior.form.constrain(free, prior_file["blocks"])
     shared = {k.removeprefix("shared."): v for k, v in prior_file.items() if k[:6] == "shared"}
-    for name in set(shared) - set(model.shared):  # what an earlier inner algorithm learned
-        model.add_shared(name, shared[name])
+    if LEARNED_STEPS in shared and LEARNED_STEPS not in model.shared:
+        model.add_shared(LEARNED_STEPS, shared[LEARNED_STEPS])  # of an earlier inner algorithm
     model.load_shared(shared)
     _check_posterior(posterior_file, len(record["tasks"]), model.dim)
     if "draws" in posterior_file:
@@ -161,6 +207,7 @@ def _assemble(
             posterior_file.get("factor"),
             sign=record["posterior_sign"],
         )
+    check_whole("seed", record["seed"])
     result, standard = record["result"], record["standardisation"]
     log = record["log"]
     return Fit(
@@ -168,20 +215,72 @@ def _assemble(
         family=family,
         choices=method,
         solver=record["solver"],
-        fitted_prior=prior.like(gaussian, prior_file["blocks"]),
+        fitted_prior=_finite(prior.of(free, prior_file["blocks"]), shared),
         posterior=Named(model.names, posterior, family.names),
         log_evidence=math.nan if result["log_evidence"] is None else result["log_evidence"],
         evidence_kind=record["evidence_kind"],
         task_evidence=posterior_file["task_evidence"],
         standardisation=None if standard is None else Standardisation.from_json(standard),
         standard_errors=result["standard_errors"],
-        flagged=[Flag(**flag) for flag in result["flagged"]],
+        flagged=[made(Flag, flag) for flag in result["flagged"]],
         notes=result["notes"],
         trace=log,
         seconds=result["seconds"],
         seed=record["seed"],
         stream=record["stream"],
     )
+
+
+def _finite(prior: Prior, shared: dict[str, Tensor]) -> Prior:
+    """The prior, if it and ψ are numbers."""
+    gaussian = prior()
+    parts = [gaussian.mean, gaussian.diagonal, gaussian.factor, *shared.values()]
+    if not all(bool(part.isfinite().all()) for part in parts if part is not None):
+        raise InputError("the run's prior holds values that are not finite; fit again")
+    return prior
+
+
+def _check_result(written: dict[str, Any], fit: Fit, *, own: bool) -> None:
+    """Refuse a record that says of the run what its numbers do not.
+
+    Args:
+        written: of the record; one of an earlier version may say less.
+        fit: what was made of the files.
+        own: whether a part of it is the user's, and may be another one than then.
+    """
+    found = json.loads(json.dumps(fit.record()))
+    kinds = {evidence_kind(fit.solver, fit.choices), "restricted"}
+    if fit.evidence_kind not in kinds:
+        raise InputError(f"the evidence is {shortened(fit.evidence_kind)}, of {sorted(kinds)}")
+    said = {k: v for k, v in written.items() if not (own and k == "method")}
+    for name, there, here in differing(said, {k: found.get(k) for k in said}):
+        if not _alike(there, here):
+            raise InputError(
+                f"the record says {name} = {shortened(there)}, and its files {shortened(here)}: "
+                "one was changed; fit again"
+            )
+
+
+def _alike(there: Any, here: Any) -> bool:
+    """Whether two numbers are one but for the rounding of another machine, or two lists of them."""
+    if isinstance(there, list) and isinstance(here, list):
+        return len(there) == len(here) and all(map(_alike, there, here))
+    if isinstance(there, int | float) and isinstance(here, int | float):
+        return math.isclose(there, here, rel_tol=1e-3, abs_tol=1e-5)
+    return there == here
+
+
+def _with_flags(fit: Fit) -> Fit:
+    """The fit, with a flag for every task whose posterior is not finite, if it has none."""
+    known = {flag.task for flag in fit.flagged}
+    sound = torch.ones(len(fit.family), dtype=torch.bool)
+    for name, part in _parts(fit.posterior.gaussian).items():
+        if part is not None:
+            by_task = part.movedim(1, 0) if name == "draws" else part
+            sound &= by_task.flatten(1).isfinite().all(1)
+    names = [fit.family.names[i] for i in (~sound).nonzero().flatten().tolist()]
+    more = [Flag(name, Result.nonfinite.sentence) for name in names if name not in known]
+    return replace(fit, flagged=[*fit.flagged, *more])
 
 
 def _check_posterior(file: dict[str, Tensor], tasks: int, dim: int) -> None:
@@ -193,6 +292,12 @@ def _check_posterior(file: dict[str, Tensor], tasks: int, dim: int) -> None:
             f"the run's posteriors are not those of its {tasks} tasks with {dim} weights: the "
             "files were changed; fit again"
         )
+    for name, shape in (("diagonal", (tasks, dim)), ("factor", (tasks, dim, -1))):
+        part = file.get(name)
+        if part is not None and (*part.shape[:2], *shape[2:]) != shape:
+            raise InputError(
+                f"the {name} of the run's posteriors is {tuple(part.shape)}; fit again"
+            )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -206,10 +311,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"version of bayesmeta that wrote it ({_version(record)})"
         )
     seal.check(path, record)
+    refuse_misfits(Record, record)
     try:
         log = seal.belonging(folder, "log.jsonl", record).decode().splitlines()
         return record | {"log": [float(json.loads(line)["M"]) for line in log if line]}
-    except (ValueError, KeyError, TypeError) as error:
+    except BROKEN as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{folder / 'log.jsonl'}: cannot be read ({error}); fit again") from error
 
 

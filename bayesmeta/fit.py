@@ -134,8 +134,15 @@ def fit(
     if solver != "exact" and given.stream is None and given.leave_out(unsound(problem), BAD_LOSS):
         problem = problem_of()
     # Whoever calls from a torch.no_grad() block wants a fit all the same.
-    with torch.enable_grad(), multiplying(given.model.precision):
-        estimate: Estimate = SOLVERS[solver].estimate(problem)
+    try:
+        with torch.enable_grad(), multiplying(given.model.precision):
+            estimate: Estimate = SOLVERS[solver].estimate(problem)
+    except torch._C._LinAlgError as error:
+        raise InputError(
+            "a matrix of this fit has no inverse in its precision, as where numbers of very "
+            "different sizes meet: look for a value out of all proportion, or change the units of "
+            "a column"
+        ) from error
     if not bool(estimate.task_evidence.isfinite().any()):
         raise InputError(
             "the loss is not finite for any task: check that the energy or module gives finite "

@@ -14,7 +14,7 @@ A form turns a dictionary of free tensors (`mean`, `log_scale` = log σ, `factor
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,29 @@ class Form:
         if self.name == "block":
             scale = scale[..., blocks]
         return Gaussian(mean, scale.square(), free.get("factor"))
+
+    def shapes(self, dim: int, blocks: Tensor) -> dict[str, tuple[int, ...]]:
+        """Those of a prior's free parameters."""
+        number = int(blocks.max()) + 1 if self.name == "block" else dim
+        scales = (1,) if self.name == "isotropic" else (number,)
+        factor = {"full": dim, "lowrank": self.rank}.get(self.name, 0)
+        wanted = {"mean": (dim,)} | ({} if self.name == "point" else {"log_scale": scales})
+        return wanted | ({"factor": (dim, factor)} if factor else {})
+
+    def check(self, free: Mapping[str, Tensor], blocks: Tensor) -> None:
+        """Refuse a prior's free parameters that are not of this form.
+
+        Raises:
+            InputError: shapes, or parameters, that are of another one.
+        """
+        dim = len(free["mean"])
+        counted = blocks.shape == (dim,) and blocks.dtype == torch.long and dim > 0
+        if not (counted and int(blocks.min()) >= 0 and int(blocks.max()) < dim):
+            raise InputError(f"the blocks of {dim} weights are {tuple(blocks.shape)}: give (dim,)")
+        found = {name: tuple(tensor.shape) for name, tensor in free.items()}
+        wanted = self.shapes(dim, blocks)
+        if found != wanted or not all(tensor.is_floating_point() for tensor in free.values()):
+            raise InputError(f"a prior of the form {self} has {wanted}, not {found}")
 
     def unconstrain(self, gaussian: Gaussian, blocks: Tensor) -> dict[str, Tensor]:
         """Free parameters of the Gaussian's projection on this form (exact if it has the form)."""

@@ -94,7 +94,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         there: the record of the one that wrote.
         here: of the one that is asked for.
     """
-    differs = list(_differences(dict(there), dict(here)))
+    differs = list(differing(dict(there), dict(here)))
     if not differs:
         return ""
     adapts = bool(here.get("method") and here["method"].get("inner"))
@@ -109,12 +109,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return f"{_in_words(named)}: {why}"
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two nested dictionaries differ: the names on the way there, and both values."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in here | there:
             inside = f"{name}.{key}" if name else key
-            yield from _differences(there.get(key), here.get(key), inside)
+            yield from differing(there.get(key), here.get(key), inside)
     elif there != here and repr(there) != repr(here):  # a NaN is like another one
         yield name, there, here
 

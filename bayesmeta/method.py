@@ -26,6 +26,7 @@ from bayesmeta.posteriors.algorithmic import Algorithmic
 from bayesmeta.posteriors.free import Free
 from bayesmeta.posteriors.proximal import Proximal
 from bayesmeta.results import InputError
+from bayesmeta.typed import made
 
 SOLVERS = ("auto", "exact", "profile", "gradient")
 PRIOR_UPDATES = ("gradient", "closed_form")
@@ -235,7 +236,7 @@ class Method:
         chosen: dict[str, Any] = {k: _choice(v) if k in CHOSEN else v for k, v in values.items()}
         if inner is not None:
             chosen["inner"] = inner
-        return cls(**chosen)
+        return made(cls, chosen)
 
 
 CHOSEN = ("posterior", "inner", "gradient", "objective")
@@ -269,7 +270,7 @@ def _choice(record: dict[str, Any] | None) -> Any:
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
     if "algorithms" in values:
         values["algorithms"] = tuple(_choice(part) for part in values["algorithms"])
-    return CHOICES[kind](**values)
+    return made(CHOICES[kind], values)
 
 
 def with_curvature(method: Method, affine: bool, dim: int) -> Method:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from bayesmeta.results import LARGEST_WHOLE, InputError
+from bayesmeta.typed import fits
 
 METHODS = {
     "joint": "prior and posteriors descend together; what lme4's lmer does, where that applies",
@@ -95,7 +96,7 @@ def read_options(texts: Sequence[str], method: str, known: dict[str, Any]) -> di
         if name in values:
             raise InputError(f"--option {name}= is given twice: give it once")
         values[name] = _value(value)
-        if not _fits(values[name], known[name]):
+        if not fits(values[name], known[name]):
             kinds = get_args(known[name]) or (known[name],)
             wanted = [WORDS[kind] for kind in kinds if kind in WORDS]  # no objects in a text
             raise InputError(f"--option {name}= wants {' or '.join(wanted)}, not {value!r}")
@@ -127,12 +128,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint) or (hint,)  # types, or the values of a Literal
-    number = type(value) is int and float in kinds
-    return number or type(value) in kinds or (isinstance(value, str) and value in kinds)
 
 
 def listed(texts: Sequence[str] | None) -> tuple[str, ...]:

@@ -67,15 +67,21 @@ def minimise(
     trace = Trace()
     last = {"value": float("nan")}
 
+    def nowhere(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        trace.skipped += 1
+        return float("inf"), np.zeros_like(flat)
+
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         _assign(parameters, flat)
-        value = objective()
+        try:
+            value = objective()
+        except torch._C._LinAlgError:  # a matrix without an inverse, far from any minimum
+            return nowhere(flat)
         gradients = torch.autograd.grad(value, parameters)
         gradient = torch.cat([g.flatten() for g in gradients]).double().cpu().numpy()
         last["value"] = float(value.detach())
         if not (np.isfinite(last["value"]) and np.isfinite(gradient).all()):
-            trace.skipped += 1
-            return float("inf"), np.zeros_like(gradient)
+            return nowhere(flat)
         return last["value"], gradient
 
     def report(intermediate_result: OptimizeResult) -> None:
@@ -90,14 +96,15 @@ def minimise(
     options = {"maxiter": steps, "gtol": tolerance}
     if not dense:
         options |= {"maxfun": 20 * steps, "ftol": 0.0, "maxcor": 30}
-    solution = minimize(
-        evaluate,
-        start,
-        jac=True,
-        method="BFGS" if dense else "L-BFGS-B",
-        options=options,
-        callback=report,
-    )
+    with np.errstate(all="ignore"):  # what overflows in there is told by the trace
+        solution = minimize(
+            evaluate,
+            start,
+            jac=True,
+            method="BFGS" if dense else "L-BFGS-B",
+            options=options,
+            callback=report,
+        )
     value, gradient = evaluate(solution.x)
     trace.values.append(value)
     trace.gradient = float(np.abs(gradient).max()) if np.isfinite(value) else float("nan")

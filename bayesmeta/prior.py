@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -115,10 +116,19 @@ class Prior(nn.Module):
         """This prior with a Gaussian's values, projected on its form."""
         if self.form.name == "block" and blocks is None:
             raise InputError("the block form needs blocks=, the parameter tensor of each weight")
-        new = Prior(self.form, hyperprior=self.hyperprior, learn=self.learn)
         default = torch.zeros(gaussian.dim, dtype=torch.long)
-        new.blocks = (default if blocks is None else blocks).to(gaussian.mean.device)
-        free = self.form.unconstrain(gaussian, new.blocks)
+        blocks = (default if blocks is None else blocks).to(gaussian.mean.device)
+        return self.of(self.form.unconstrain(gaussian, blocks), blocks)
+
+    def of(self, free: Mapping[str, Tensor], blocks: Tensor) -> Prior:
+        """This prior with the values of its unconstrained parameters, to the last bit.
+
+        Raises:
+            InputError: they are not those of its form, or give no finite Gaussian.
+        """
+        self.form.check(free, blocks)
+        new = Prior(self.form, hyperprior=self.hyperprior, learn=self.learn)
+        new.blocks = blocks
         new.free = nn.ParameterDict(
             {k: nn.Parameter(v.detach().clone().contiguous()) for k, v in free.items()}
         )

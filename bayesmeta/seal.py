@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from bayesmeta.results import InputError
 SEAL, FILES = "seal", "files"
 LARGEST = 1 << 30
 """Bytes of a record or a log that are read; the names of 10⁷ tasks are less."""
+
+LENGTH, LARGEST_HEADER = 8, 1 << 24
+"""Bytes of the length of a header of tensors, and of the header itself at most."""
 
 
 def sealed(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -33,7 +36,8 @@ def opened(path: Path) -> dict[str, Any]:
     """
     content = contents(path)
     try:
-        record = json.loads(content)
+        record = json.loads(content, object_pairs_hook=_once)
+        json.dumps(record, ensure_ascii=False).encode()  # texts that no terminal can show
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); fit again") from error
     if not isinstance(record, dict):
@@ -59,7 +63,8 @@ def belonging(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
         InputError: it is missing, damaged, or of another run.
     """
     content = contents(folder / name)
-    if record[FILES].get(name) != _digest(content):
+    files = record[FILES]
+    if not isinstance(files, dict) or files.get(name) != _digest(content):
         raise InputError(
             f"{folder / name} is damaged, or of another run than {folder / 'run.json'}; fit again"
         )
@@ -75,11 +80,35 @@ def contents(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise InputError(f"{path} is missing from the run: fit again")
-        if path.suffix != ".safetensors" and path.stat().st_size > LARGEST:
+        numbers = path.suffix == ".safetensors"
+        if path.stat().st_size > (_declared(path) if numbers else LARGEST):
             raise InputError(f"{path} is larger than any that is written; fit again")
         return path.read_bytes()
     except (OSError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read ({error}); fit again") from error
+
+
+def _declared(path: Path) -> int:
+    """Bytes that a file of tensors has by its own header; a file without one has few.
+
+    A file may be of any size, and most of it a hole: it is not read to find out.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH), "little")
+        header = file.read(min(length, LARGEST_HEADER))
+    try:
+        ends = [tensor["data_offsets"][1] for tensor in json.loads(header).values()]
+        return LENGTH + length + max(ends, default=0)
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        return LARGEST_HEADER  # and the reader of tensors says what is wrong
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose names come once: of two, every reader would take another one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice in one object")
+    return found
 
 
 def _digest(content: bytes) -> str:

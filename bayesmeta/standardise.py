@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmeta.tasks import TaskFamily
+from bayesmeta.typed import made
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Standardisation:
     def from_json(cls, record: dict[str, Any]) -> Standardisation:
         """What `dataclasses.asdict` wrote."""
         features = {k: tuple(record[k]) for k in ("x_mean", "x_scale")}
-        return cls(**features, y_mean=record["y_mean"], y_scale=record["y_scale"])
+        return made(cls, features | {"y_mean": record["y_mean"], "y_scale": record["y_scale"]})
 
     def apply(self, family: TaskFamily) -> TaskFamily:
         """The family in standardised units."""

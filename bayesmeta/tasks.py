@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bayesmeta.devices import usable
 from bayesmeta.results import InputError
+from bayesmeta.typed import made
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,7 +68,7 @@ class TableInfo:
             raise InputError(f"a table record has fields {sorted(values)}, not {sorted(known)}")
         if values["coding"] is not None:
             values["coding"] = {k: tuple(v) for k, v in values["coding"].items()}
-        return cls(**values)
+        return made(cls, values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ HEAVY = ("torch", "arviz", "pyro", "pandas", "matplotlib")
 # From the bottom up. A module may import from lines below its own, and from its own folder.
 LAYERS = """
     results
-    atomic devices ranks identity stopping seal
+    atomic devices ranks identity stopping seal typed
     images spectral resuming failures
     tasks gaussian empirical likelihoods
     splits forms tables derivatives streams few_shot

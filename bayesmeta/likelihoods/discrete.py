@@ -13,6 +13,7 @@ from bayesmeta.likelihoods.base import Likelihood
 from bayesmeta.likelihoods.quadrature import QuadratureLikelihood
 from bayesmeta.results import InputError
 
+MOST_NUMBERS = 10**8  # in the points of a rule
 EXACT_LINEAR = 40.0  # log(1 + exp x) = x in float64 from x = 37 on
 STIRLING_FROM = 30.0  # where four terms of Stirling's series are exact to rounding
 POISSON_UP_TO = 1e15  # torch.poisson counts in int64, and wraps around without a word above 9e18
@@ -135,6 +136,11 @@ class Categorical(QuadratureLikelihood):
         half = nodes // 2
         if half < self.classes:
             raise InputError(f"nodes={nodes}: {self.classes} classes need {2 * self.classes}")
+        if nodes * self.classes > MOST_NUMBERS:
+            raise InputError(
+                f"nodes={nodes} points for {self.classes} classes are more than {MOST_NUMBERS} "
+                "numbers: give fewer"
+            )
         sobol = torch.quasirandom.SobolEngine(self.classes, scramble=True, seed=0)
         normal = torch.special.ndtri(sobol.draw(half, dtype=torch.float64).clamp(1e-12, 1 - 1e-12))
         covariance = normal.T @ normal / half

@@ -21,6 +21,7 @@ from torch import Tensor
 from bayesmeta.likelihoods.base import Likelihood
 from bayesmeta.results import InputError
 
+MOST_NODES = 300
 # √ε is where the rounding of a second derivative in v, about eps / ε^1.5, still leaves 7 digits.
 SHIFT_EXPONENT = 0.375
 
@@ -42,6 +43,11 @@ class QuadratureLikelihood(Likelihood):
 
     def _rule(self, nodes: int) -> tuple[Tensor, Tensor]:
         """Points (node,) and weights (node,) of the expectation over N(0, 1)."""
+        if nodes > MOST_NODES:
+            raise InputError(
+                f"nodes={nodes}: beyond {MOST_NODES} the weights of Gauss and Hermite overflow; "
+                "give fewer"
+            )
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
         return torch.from_numpy(points), torch.from_numpy(weights / weights.sum())
 

@@ -93,14 +93,19 @@ def _model(
     chunk_size: int | None,
     precision: str | None,
 ) -> Model:
-    _check_sizes(spec)
     check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = KINDS[spec["kind"]](spec)
+        module = module_of(spec)
     options = {"batch_norm": batch_norm, "chunk_size": chunk_size, "precision": precision}
     record = spec | {"seed": seed} | options
     return Model(module, Categorical(spec["ways"]), spec=record, **options)
+
+
+def module_of(spec: dict[str, Any]) -> nn.Sequential:
+    """The layers of a record, before anybody says whose statistics they normalise with."""
+    _check_sizes(spec)
+    return KINDS[spec["kind"]](spec)
 
 
 def _check_sizes(spec: dict[str, Any]) -> None:

@@ -125,6 +125,10 @@ class Model(nn.Module):
         own = self.shared
         with torch.no_grad():
             for name, value in shared.items():
+                if own[name].shape != value.shape:  # a copy would repeat it
+                    raise InputError(
+                        f"{name} is {tuple(value.shape)}, of the model {tuple(own[name].shape)}"
+                    )
                 own[name].copy_(value)
 
     @property

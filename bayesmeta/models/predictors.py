@@ -73,16 +73,46 @@ def mlp(
 
 def from_spec(spec: dict[str, Any], likelihood: Likelihood) -> Model:
     """Rebuild a model that the library itself made, from its record."""
-    if spec["kind"] == "linear":
-        module = LinearPredictor(spec["adapted"], spec["shared"], intercept=spec["intercept"])
-        return Model(module, likelihood, adapt=["adapted"], names=spec["names"], spec=spec)
-    if spec["kind"] == "mlp":
-        layers: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec["seed"])
-            for fan_in, fan_out in zip(spec["widths"], spec["widths"][1:], strict=False):
-                layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-        return Model(nn.Sequential(*layers[:-1]).double(), likelihood, spec=spec)
     if spec["kind"] in images.KINDS:
         return images.build(spec)
+    names = {"adapt": ["adapted"], "names": spec["names"]} if spec["kind"] == "linear" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.get("seed", 0))
+        module = _module(spec)
+    return Model(module.double(), likelihood, spec=spec, **names)
+
+
+def refuse_other_size(spec: dict[str, Any], weights: int) -> None:
+    """Say no to the record of a model of another size than a run's, before it takes any memory.
+
+    Args:
+        spec: of the record.
+        weights: that the files of the run hold.
+
+    Raises:
+        InputError: the model would have more or fewer.
+    """
+    # More layers than weights: nobody has to count them.
+    long = any(isinstance(value, list) and len(value) > weights + 2 for value in spec.values())
+    if not long:
+        with torch.device("meta"):  # sizes without numbers
+            number = sum(parameter.numel() for parameter in _module(spec).parameters())
+    if long or number != weights:
+        raise InputError(
+            f"the run's files hold {weights} weights, and its record describes a model with "
+            f"{'more' if long else number}: it was changed, or the model is your own, which "
+            "bm.load(folder, model=...) takes; or fit again"
+        )
+
+
+def _module(spec: dict[str, Any]) -> nn.Module:
+    if spec["kind"] == "linear":
+        return LinearPredictor(spec["adapted"], spec["shared"], intercept=spec["intercept"])
+    if spec["kind"] == "mlp":
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(spec["widths"], spec["widths"][1:], strict=False):
+            layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+        return nn.Sequential(*layers[:-1])
+    if spec["kind"] in images.KINDS:
+        return images.module_of(spec)
     raise InputError(f"a model of kind {spec['kind']!r} is not one this version can rebuild")

@@ -27,6 +27,7 @@ from bayesmeta.tables.requests import (
 )
 from bayesmeta.tables.responses import read_response
 from bayesmeta.tasks import TableInfo, TaskFamily
+from bayesmeta.typed import BROKEN
 
 LARGEST_FAMILY = 16 * 2**30  # bytes of padded features
 
@@ -164,17 +165,27 @@ def family_like(
     """
     if table.terms is None:
         raise InputError(f"the record of {table.source} does not say how to read a new table")
-    request = Request(
-        table.task,
-        table.response,
-        table.terms["likelihood"],
-        None if table.formula is None else parse_formula(table.formula),
-        table.x,
-        table.offset,
-        table.exposure,
-        table.standard_error,
-    )
-    return _family(open_table(data), request, known=table, optional=not require_response)
+    new = open_table(data)
+    try:
+        formula = None if table.formula is None else parse_formula(table.formula)
+        request = Request(
+            table.task,
+            table.response,
+            table.terms["likelihood"],
+            formula,
+            table.x,
+            table.offset,
+            table.exposure,
+            table.standard_error,
+        )
+        return _family(new, request, known=table, optional=not require_response)
+    except InputError:
+        raise
+    except BROKEN as error:  # the record may be of a file that somebody changed
+        raise InputError(
+            f"{new.source} cannot be read as the record of {table.source} says ({error!r}): fit "
+            "again"
+        ) from error
 
 
 def row_order(table: TableInfo, data: pd.DataFrame | str | Path) -> np.ndarray:
