@@ -125,7 +125,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove what a fit that has ended needs no more; a folder that holds more stays."""
-        for name in (FILE, BEFORE, UNFINISHED, LOG, LOCK):
+        for name in (LOCK, UNFINISHED, LOG, BEFORE, FILE):  # while the last is there, it is told
             (Path(self.folder) / name).unlink(missing_ok=True)
         with suppress(OSError):
             Path(self.folder).rmdir()
