@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 from bayesmeta.results import InputError
 
+WHOLE = ".whole"
+FULL = ("No space left", "File too large", "uota exceeded")
+
 
 def refuse_existing(path: Path, *, overwrite: bool, run: bool) -> None:
     """Say no before any work is done when `path` is taken.
@@ -28,6 +31,8 @@ def refuse_existing(path: Path, *, overwrite: bool, run: bool) -> None:
     Raises:
         InputError: the place is taken.
     """
+    if run:
+        settle(path)
     if run and path.is_dir() and not any(path.iterdir()):
         return
     if not path.exists():
@@ -51,10 +56,7 @@ def refuse_unwritable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path.parent} cannot be written to ({why}): choose another folder"
-        ) from error
+        raise _unwritable(path.parent, error) from error
     if taken:
         raise InputError(
             f"{path} is a folder, where a file is to be written: remove it, or choose another one"
@@ -65,6 +67,9 @@ def refuse_unwritable(path: Path) -> None:
 def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill; it becomes `path` when the block ends without an error.
 
+    Whatever a process that was killed has left there is cleared away first, so one at a time writes
+    a run: hold it with `alone`.
+
     Args:
         path: the run folder.
         overwrite: whether an earlier run there may be replaced.
@@ -74,18 +79,102 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, overwrite=overwrite, run=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    sweep(path)
+    scratch = _scratch(path)
+    scratch.mkdir()
     try:
         yield scratch / "new"
         for file in (scratch / "new").rglob("*"):
             synced(file)
         if path.exists():
             path.rename(scratch / "old")
-        (scratch / "new").rename(path)
+        with suppress(FileNotFoundError):  # a reader has seen the free name, and settled it
+            (scratch / "new").rename(path)
         synced(path.parent)
     finally:
-        if path.exists() or not (scratch / "old").exists():
-            shutil.rmtree(scratch, ignore_errors=True)
+        sweep(path)
+
+
+def settle(path: Path) -> None:
+    """Give a run its name where that was cut off: one that was replaced had lost it already.
+
+    Once the earlier run is out of the way the new one is whole, so whoever comes next ends what was
+    begun; it may be anyone, at any time.
+
+    Raises:
+        InputError: nobody can; the sentence says where the run is.
+    """
+    scratch = _scratch(path)
+    try:
+        if (scratch / "old").exists() and not path.exists():
+            with suppress(FileNotFoundError):  # another process did
+                (scratch / "new").rename(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} was being replaced when that was cut off, and is whole in {scratch / 'new'}, "
+            f"from where it cannot be moved ({why(error)}): rename it to {path}"
+        ) from error
+
+
+def sweep(path: Path) -> None:
+    """Settle a run, and clear away what its writing left, which nobody else does meanwhile."""
+    settle(path)
+    shutil.rmtree(_scratch(path), ignore_errors=True)
+
+
+def _scratch(path: Path) -> Path:
+    """Where a run is made: a name that the next process knows, should this one be killed."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+@contextmanager
+def whole_files(folder: Path, *, last: str) -> Iterator[Path]:
+    """A folder to fill; its files go into `folder` together, where others stay as they are.
+
+    Args:
+        folder: made if needed; files of the same names are replaced.
+        last: the name of the file without which the others count for nothing.
+
+    Yields:
+        A folder inside it.
+
+    Raises:
+        InputError: another process writes there at this moment, or nobody can.
+    """
+    with alone(folder / ".lock", str(folder)):
+        move_in(folder, last=last)
+        unfinished = folder / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            for file in unfinished.rglob("*"):
+                synced(file)
+            unfinished.rename(folder / WHOLE)
+            move_in(folder, last=last)
+            synced(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def move_in(folder: Path, *, last: str) -> None:
+    """End what `whole_files` began, once all is written; anyone may, at any time."""
+    whole = folder / WHOLE
+    try:
+        found = sorted(whole.iterdir(), key=lambda file: file.name == last)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        for file in found:
+            with suppress(FileNotFoundError):  # another process did
+                os.replace(file, folder / file.name)
+        with suppress(FileNotFoundError):
+            whole.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"the files in {whole} belong into {folder}, to where they cannot be moved "
+            f"({why(error)}): move them there"
+        ) from error
 
 
 @contextmanager
@@ -130,15 +219,17 @@ def alone(lock: Path, what: str) -> Iterator[None]:
         InputError: another process holds it.
     """
     made = not lock.parent.exists()
-    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock, timeout=0, is_singleton=False)
     try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout as error:
         raise InputError(
             f"another fit is writing to {what} at this moment: wait for it, or choose another "
             "folder"
         ) from error
+    except OSError as error:
+        raise _unwritable(lock.parent, error) from error
     try:
         yield
     finally:
@@ -147,3 +238,14 @@ def alone(lock: Path, what: str) -> Iterator[None]:
         if made:  # and nothing was put there
             with suppress(OSError):
                 lock.parent.rmdir()
+
+
+def why(error: Exception) -> str:
+    """Why something could not be written, in words."""
+    if any(sign in str(error) for sign in FULL):
+        return "no space is left for it"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _unwritable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} cannot be written to ({why(error)}): choose another folder")

@@ -26,7 +26,7 @@ from torch import Tensor
 from bayesmeta import __version__, likelihoods, models, seal
 from bayesmeta.amortised.meta_gradient import prepared
 from bayesmeta.amortised.step import LEARNED_STEPS
-from bayesmeta.atomic import whole_file
+from bayesmeta.atomic import move_in, settle
 from bayesmeta.empirical import Empirical
 from bayesmeta.fitted import Fit
 from bayesmeta.gaussian import Gaussian
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 SCHEMA = 3
+RECORD = "run.json"
+"""With it the folder is a run, and before it no run at all."""
 THETA, PSI = ("prior.mean",), "shared.module."
 """Where the weights of a model are among the run's tensors: the adapted, and the shared."""
 
@@ -84,14 +86,13 @@ class Record(TypedDict):
     files: dict[str, str]
 
 
-def write(fit: Fit, folder: Path) -> Path:
+def write(fit: Fit, folder: Path) -> None:
     """Write a run folder.
 
     Args:
         fit: what to write.
-        folder: created if needed; files of the same names are replaced, each as a whole.
+        folder: an empty one, from `whole_files`, by which they come to their place together.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     prior = {f"prior.{k}": v for k, v in fit.fitted_prior.free.items()}
     shared = {f"shared.{k}": v for k, v in fit.model.shared.items()}
     parts = _parts(fit.posterior.gaussian)
@@ -105,11 +106,8 @@ def write(fit: Fit, folder: Path) -> Path:
     }
     record = seal.sealed(json.loads(json.dumps(_record(fit))), files)
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    # The record comes last: with it the folder is the new run, and before it no run at all.
-    for name, content in (files | {"run.json": text.encode()}).items():
-        with whole_file(folder / name) as path:
-            path.write_bytes(content)
-    return folder
+    for name, content in (files | {RECORD: text.encode()}).items():
+        (folder / name).write_bytes(content)
 
 
 def _parts(posterior: Gaussian | Empirical) -> dict[str, Tensor | None]:
@@ -301,7 +299,9 @@ def _check_posterior(file: dict[str, Tensor], tasks: int, dim: int) -> None:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
+    settle(folder)
+    move_in(folder, last=RECORD)
+    path = folder / RECORD
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder (it has no run.json): name one made by fit")
     record = seal.opened(path)

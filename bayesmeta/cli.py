@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from bayesmeta.console import ProgressBar, plainly, show, show_json, warn
 from bayesmeta.image_tasks import Pictures, fit_images
 from bayesmeta.options import METHODS, check_numbers, image_net, listed, widths
 from bayesmeta.results import InputError
+
+if TYPE_CHECKING:
+    from bayesmeta.fit import Fit
 
 app = typer.Typer(
     name="bayesmeta",
@@ -208,8 +211,14 @@ def fit(
 ) -> None:
     """Fit a prior to the tasks of a CSV, or of a folder of images; save it as a run folder."""
     if resume is not None:
-        context.params = interrupted.options(context, resume)
-        fit(context, **context.params)
+        fitted = interrupted.ended(resume)
+        if fitted is None:
+            context.params = interrupted.options(context, resume)
+            fit(context, **context.params)
+            return
+        if not quiet:
+            warn(f"{resume} is complete, so there is nothing to go on with")
+        _tell(fitted, resume, as_json=as_json, quiet=quiet)
         return
     if data is None:
         raise InputError("say what to fit: DATA.csv or IMAGES, or --resume RUN")
@@ -255,10 +264,7 @@ def fit(
                 likelihood or "gaussian",
             )  # fmt: skip
             fitted = commands.fit_table(data, columns, choices, progress=progress, **common)
-    if as_json:
-        show_json(fitted.record() | {"run": str(run)})
-    elif not quiet:
-        show(report.fit_report(fitted, run))
+    _tell(fitted, run, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -376,6 +382,13 @@ def _refuse_mixed(data: Path, options: Mapping[str, Any], *, images: bool) -> No
             f"{given[0]} is for images, and {data} is not a folder of them: leave it out, or give "
             "the folder"
         )
+
+
+def _tell(fitted: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        show_json(fitted.record() | {"run": str(run)})
+    elif not quiet:
+        show(report.fit_report(fitted, run))
 
 
 def _check_csv(out: Path | None, overwrite: bool) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesmeta.atomic import alone, refuse_existing, whole_file, whole_folder
+from bayesmeta.atomic import alone, refuse_existing, settle, whole_file, whole_folder, why
 from bayesmeta.options import METHODS as METHODS
 from bayesmeta.options import check_numbers, method_options, read_options
 from bayesmeta.results import InputError
@@ -283,12 +284,24 @@ def into_run(fit: Callable[[], Fit], checkpoint: Checkpoint, *, out: Path, overw
     if Ranks.present().rank > 0:
         return fit()
     refuse_existing(out, overwrite=overwrite, run=True)
-    with alone(out.with_name(f".{out.name}.lock"), str(out)):
+    with held(out):
         fitted = fit()
-        with whole_folder(out, overwrite=overwrite) as folder:
-            fitted.save(folder)
-    checkpoint.clear()
+        try:
+            with whole_folder(out, overwrite=overwrite) as folder:
+                fitted.save(folder)
+        except OSError as error:
+            left = checkpoint.left() if checkpoint.exists() else "nothing else is kept of it"
+            raise InputError(
+                f"the fit has ended, and {out} could not be written ({why(error)}): make room "
+                f"there, or choose another --out; {left}"
+            ) from error
+        checkpoint.clear()
     return fitted
+
+
+def held(run: Path) -> AbstractContextManager[None]:
+    """A run folder, to be written by nobody else meanwhile."""
+    return alone(run.with_name(f".{run.name}.lock"), str(run))
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -304,6 +317,7 @@ def open_run(run: Path) -> Fit:
     """
     from bayesmeta.fit import load
 
+    settle(run)
     if not (run / "run.json").is_file():
         raise InputError(f"{run} is not a run folder: give the --out of a `bayesmeta fit`")
     return load(run)

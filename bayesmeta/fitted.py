@@ -363,20 +363,25 @@ class Fit:
     def save(self, folder: str | Path) -> Path:
         """Write a run folder; see `bayesmeta.checkpoint`. Returns its path.
 
+        Its files come to their place together: of an earlier run there, and of this one, one is
+        always whole. Other files stay as they are.
+
         Draws for ArviZ, posterior.nc, are left out where fewer than 10 fit into 100 MB, and of a
         stream, whose tasks are any. Of several processes that share a fit, the first writes.
         """
         if Ranks.present().rank > 0:
             return Path(folder)
         from bayesmeta.arviz_export import LARGEST_FILE, save_netcdf
-        from bayesmeta.checkpoint import write
+        from bayesmeta.atomic import whole_files
+        from bayesmeta.checkpoint import RECORD, write
 
-        path = write(self, Path(folder))
         largest = LARGEST_FILE / (8 * FEWEST_EXPORTED)  # numbers of one draw, and one of θ
         exported = (len(self.family) + 1) * self.model.dim <= largest
-        if self.model.likelihood is not None and self.stream is None and exported:
-            save_netcdf(self, path / "posterior.nc")
-        return path
+        with whole_files(Path(folder), last=RECORD) as new:
+            write(self, new)
+            if self.model.likelihood is not None and self.stream is None and exported:
+                save_netcdf(self, new / "posterior.nc")
+        return Path(folder)
 
     def record(self) -> dict[str, Any]:
         """The object that `bayesmeta fit --json` prints, but for `run`; NaN is None.

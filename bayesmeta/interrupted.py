@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bayesmeta.commands import checkpoint_of
+from bayesmeta.atomic import settle, sweep
+from bayesmeta.commands import checkpoint_of, held, open_run
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
+    from bayesmeta.fit import Fit
     from bayesmeta.resuming import Checkpoint
 
 ANYWAY = ("resume", "quiet", "as_json")
@@ -34,7 +36,7 @@ def said(checkpoint: Checkpoint, run: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         kept = Kept(checkpoint.folder, checkpoint.every)
         typer.echo(f"stopped: {kept.left()}", err=True)
-        if kept.path.is_file():
+        if kept.exists():
             typer.echo(f"to go on: bayesmeta fit --resume {shlex.quote(str(run))}", err=True)
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         raise typer.Exit(128 + number) from None
@@ -79,3 +81,25 @@ def options(context: typer.Context, run: Path) -> dict[str, Any]:
     paths = {name: Path(found[name]) for name in ("data", "out") if found[name] is not None}
     same = {name: context.params[name] for name in ANYWAY}
     return found | paths | same | {"resume": None}
+
+
+def ended(run: Path) -> Fit | None:
+    """The fit that an interrupted command had written already; None if it is to go on.
+
+    What it did not come to clear away is cleared away.
+
+    Raises:
+        InputError: it is written at this moment, or damaged.
+    """
+    from bayesmeta.resuming import Checkpoint
+
+    settle(run)
+    checkpoint = Checkpoint(checkpoint_of(run))
+    if not (run / "run.json").is_file():
+        return None
+    if checkpoint.exists() and checkpoint.made_by()["overwrite"]:
+        return None  # the earlier run, which this fit is to replace
+    with held(run):
+        checkpoint.clear()
+        sweep(run)
+    return open_run(run)

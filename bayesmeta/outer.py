@@ -155,7 +155,7 @@ def descend(
     with _kept(checkpoint, state) as (done, told):
         step, gave_up = steps - 1, False
         good = [p.detach().clone() for p in parameters]
-        heard = [*callbacks, *([] if checkpoint is None else [checkpoint.log(time.monotonic())])]
+        log = [] if checkpoint is None else [checkpoint.log(time.monotonic())]
         for step in range(done, steps):
             for stepper, lr in steppers:
                 stepper.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -163,12 +163,12 @@ def descend(
             if after is not None:
                 after(step)
             stop = told()
+            reported = step % REPORTED == REPORTED - 1 or step == steps - 1
+            # The log before the checkpoint: it is cut where that says, and has no gap there.
+            _tell(log if reported else (), step, values)
             if checkpoint is not None and (stop is not None or checkpoint.due(step + 1, steps)):
                 checkpoint.save(step + 1, state.tensors(step + 1))
-            if heard and (step % REPORTED == REPORTED - 1 or step == steps - 1):
-                value = float(values[step])
-                for callback in heard:
-                    callback(step + 1, steps, value)
+            _tell(callbacks if reported else (), step, values)
             if checkpoint is not None and stop is not None:
                 raise Stopped(checkpoint.left(), stop)
             if gave_up := _hopeless(values[: step + 1]):
@@ -234,6 +234,12 @@ def _kept(
         # Of several processes torchrun's own signals are heard, in `launch`.
         with asked_to_stop(wanted=Ranks.present().size == 1) as told:
             yield done, told
+
+
+def _tell(callbacks: Sequence[Callback], step: int, values: Tensor) -> None:
+    """Wait for the value of a step, and report it."""
+    for callback in callbacks:
+        callback(step + 1, len(values), float(values[step]))
 
 
 def _hopeless(values: Tensor) -> bool:

@@ -24,18 +24,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayesmeta.atomic import alone, refuse_unwritable, synced
+from bayesmeta.atomic import alone, refuse_unwritable, synced, why
 from bayesmeta.identity import content, differences
 from bayesmeta.ranks import RankLost, Ranks
 from bayesmeta.results import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "state.safetensors"
 BEFORE = "state.before.safetensors"
 UNFINISHED = "state.unfinished.safetensors"
 LOG = "log.jsonl"
 LOCK = "lock"
-FULL = ("No space left", "File too large", "uota exceeded")
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,10 @@ class Checkpoint:
         """The file of the last but one."""
         return Path(self.folder) / BEFORE
 
+    def exists(self) -> bool:
+        """Whether anything has been written yet."""
+        return self.path.is_file() or self.before.is_file()
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Write there alone.
@@ -122,7 +125,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove what a fit that has ended needs no more; a folder that holds more stays."""
-        for name in (FILE, BEFORE, UNFINISHED, LOG):
+        for name in (LOCK, UNFINISHED, LOG, BEFORE, FILE):  # while the last is there, it is told
             (Path(self.folder) / name).unlink(missing_ok=True)
         with suppress(OSError):
             Path(self.folder).rmdir()
@@ -144,8 +147,9 @@ class Checkpoint:
         if not self.writes:
             return
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        record = {"schema": SCHEMA, "step": step, "identity": self.identity, "sum": _sum(kept)}
+        record = {"schema": SCHEMA, "step": step, "identity": self.identity}
         record["command"] = dict(self.command)
+        record["sum"] = _sum(kept, record)
         unfinished = Path(self.folder) / UNFINISHED
         with self._written(step):
             unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -164,11 +168,9 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             with suppress(OSError):
                 (Path(self.folder) / UNFINISHED).unlink()
-            full = any(sign in str(error) for sign in FULL)
             raise InputError(
-                f"{self.folder} could not be written to after {step} steps "
-                f"({'no space is left for it' if full else error}), so the fit stops: make room "
-                f"there, or choose another folder; {self.left()}"
+                f"{self.folder} could not be written to after {step} steps ({why(error)}), so the "
+                f"fit stops: make room there, or choose another folder; {self.left()}"
             ) from error
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
@@ -180,24 +182,27 @@ class Checkpoint:
         found = self._last()
         if found is None:
             return None
-        record, tensors = found
+        record, tensors, path = found
         self._refuse_other(record["identity"])
+        if self.writes and path != self.path:
+            # A file that cannot be read must not become the one before: that one is all there is.
+            path.replace(self.path)
         self._cut_log(record["step"])
         self.notes.append(f"The fit went on from a checkpoint, after {record['step']} steps.")
         return record["step"], tensors
 
-    def _last(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The newest that can be read; None where nothing has been written."""
+    def _last(self) -> tuple[dict[str, Any], dict[str, Tensor], Path] | None:
+        """The newest that can be read, and its file; None where nothing has been written."""
         if not self.path.is_file():  # a kill came between the renaming of the one and the other
-            return self._read(self.before) if self.before.is_file() else None
+            return (*self._read(self.before), self.before) if self.before.is_file() else None
         try:
-            return self._read(self.path)
+            return *self._read(self.path), self.path
         except Damaged as error:
             if not self.before.is_file():
                 raise
             found = self._read(self.before)
             self.notes.append(f"{error.found}, so the one before it was taken.")
-            return found
+            return *found, self.before
 
     def _refuse_other(self, there: Mapping[str, Any]) -> None:
         """Say no to the file of another fit."""
@@ -221,14 +226,12 @@ class Checkpoint:
         if not isinstance(record, dict):
             raise Damaged(path, "its record is not that of a fit")
         if record.get("schema") != SCHEMA:
-            raise InputError(
-                f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}: go on "
-                "with the version of bayesmeta that wrote it, or remove it"
-            )
+            there = f"it has schema {record.get('schema')!r}, this version reads {SCHEMA}"
+            raise Damaged(path, there, "go on with the version of bayesmeta that wrote it, or ")
         if type(record.get("step")) is not int or not isinstance(record.get("identity"), dict):
             raise Damaged(path, "its record is not that of a fit")
-        if record.get("sum") != _sum(tensors):
-            raise Damaged(path, "its numbers are not those that were written")
+        if record.pop("sum", None) != _sum(tensors, record):
+            raise Damaged(path, "it does not hold what was written")
         return record, tensors
 
     def log(self, started: float) -> Callable[[int, int, float], None]:
@@ -249,14 +252,21 @@ class Checkpoint:
         return add
 
     def _cut_log(self, step: int) -> None:
-        """Leave out of the log the steps that are taken again, and a line that a kill cut off."""
+        """Leave out of the log the steps that are taken again, and what a kill cut off."""
         path = Path(self.folder) / LOG
         if not (self.writes and path.is_file()):
             return
-        whole = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("}\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        kept = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                taken = line.endswith(b"\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):  # a power cut leaves anything
+                taken = False
+            if not taken:
+                break
+            kept += len(line)
         with self._written(step):
-            path.write_text("".join(kept), "utf-8")
+            os.truncate(path, kept)  # a file written anew might be cut off itself
 
     def left(self) -> str:
         """What is left of a fit that stopped, in a sentence."""
@@ -267,7 +277,7 @@ class Checkpoint:
         if found is None:
             return f"no checkpoint was written yet: the first one comes after {self.every} steps"
         return (
-            f"its last checkpoint, after {found[0]['step']} steps, is whole: {self.path}; the same "
+            f"its last checkpoint, after {found[0]['step']} steps, is whole: {found[2]}; the same "
             "call goes on from there, by any number of processes"
         )
 
@@ -275,9 +285,9 @@ class Checkpoint:
 class Damaged(InputError):
     """A file that is no checkpoint, or no longer."""
 
-    def __init__(self, path: Path, why: str) -> None:
-        self.found = f"{path} cannot be read ({why})"
-        super().__init__(f"{self.found}: remove it to start from the beginning")
+    def __init__(self, path: Path, found: str, otherwise: str = "") -> None:
+        self.found = f"{path} cannot be read ({found})"
+        super().__init__(f"{self.found}: {otherwise}remove it to start from the beginning")
 
 
 def as_checkpoint(given: Any) -> Checkpoint | None:
@@ -301,9 +311,9 @@ def telling_what_is_left(checkpoint: Checkpoint | None) -> Iterator[None]:
         raise RankLost(f"{lost}; {checkpoint.left()}", path) from lost
 
 
-def _sum(tensors: Mapping[str, Tensor]) -> int:
-    """A check sum: a damaged file is still a file of numbers."""
-    total = 0
+def _sum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> int:
+    """A check sum: a damaged file is still one of numbers and of a fit."""
+    total = zlib.crc32(json.dumps(record, sort_keys=True).encode())
     for part in content(tensors):
         total = zlib.crc32(part, total)
     return total

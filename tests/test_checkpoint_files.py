@@ -68,7 +68,7 @@ def test_two_damaged_files_are_refused(damage, tmp_path):
     assert "of its last checkpoint nothing is left" in checkpoint.left()
 
 
-@pytest.mark.parametrize("record", ["[]", "3", '{"schema": 1}', '{"schema": 1, "identity": null}'])
+@pytest.mark.parametrize("record", ["[]", "3", '{"schema": 2}', '{"schema": 2, "identity": null}'])
 def test_a_record_that_is_not_one_of_a_fit_is_refused(record, tmp_path):
     checkpoint = Checkpoint(tmp_path)
     save_file({"weights": torch.zeros(3)}, checkpoint.path, metadata={"record": record})
@@ -119,8 +119,8 @@ def test_a_path_is_a_checkpoint_and_may_begin_at_home(tmp_path, monkeypatch):
 def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path, every=2)
     small(checkpoint=checkpoint)
-    monkeypatch.setattr("bayesmeta.resuming.SCHEMA", 2)
-    with pytest.raises(bm.InputError, match=r"has schema 1, this version reads 2: go on with"):
+    monkeypatch.setattr("bayesmeta.resuming.SCHEMA", 3)
+    with pytest.raises(bm.InputError, match=r"has schema 2, this version reads 3.*: go on with"):
         small(checkpoint=checkpoint)
 
 
