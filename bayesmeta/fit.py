@@ -137,7 +137,7 @@ def fit(
     try:
         with torch.enable_grad(), multiplying(given.model.precision):
             estimate: Estimate = SOLVERS[solver].estimate(problem)
-    except torch._C._LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise InputError(
             "a matrix of this fit has no inverse in its precision, as where numbers of very "
             "different sizes meet: look for a value out of all proportion, or change the units of "

@@ -75,7 +75,7 @@ def minimise(
         _assign(parameters, flat)
         try:
             value = objective()
-        except torch._C._LinAlgError:  # a matrix without an inverse, far from any minimum
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
             return nowhere(flat)
         gradients = torch.autograd.grad(value, parameters)
         gradient = torch.cat([g.flatten() for g in gradients]).double().cpu().numpy()

@@ -156,7 +156,7 @@ def check_fit(text: str, arguments: list[str]) -> None:
         assert (sound and known) or said, record
 
 
-@settings(SEEN, max_examples=45)
+@settings(SEEN, max_examples=28)
 @given(tables(), chosen("fit", (*OWN, "formula", "task", "x", "y", *IMAGES, *OFTEN_REFUSED)))
 def test_fits_by_columns_end_in_a_result_or_a_sentence(text, some):
     steps = [] if "--steps" in some else ["--steps", "2"]
@@ -257,7 +257,7 @@ def numbers(fit: bm.Fit) -> list[torch.Tensor]:
     return [*parts, fit.task_evidence, *fit.model.shared.values(), torch.tensor(fit.log_evidence)]
 
 
-@settings(SEEN, max_examples=20)
+@settings(SEEN, max_examples=12)
 @given(st.sampled_from(list(FITS)), st.integers(0, 99), st.integers(2, 5), st.integers(2, 4))
 def test_a_saved_fit_comes_back_to_the_last_bit(name, seed, tasks, rows):
     kind, method = FITS[name]
@@ -269,7 +269,7 @@ def test_a_saved_fit_comes_back_to_the_last_bit(name, seed, tasks, rows):
     assert json.dumps(again.record()) == json.dumps(fit.record())
 
 
-@settings(SEEN, max_examples=16)
+@settings(SEEN, max_examples=10)
 @given(st.sampled_from(("exact", "laplace", "maml")), st.integers(0, 99), st.randoms())
 def test_the_order_of_tasks_and_rows_is_no_information(name, seed, chance):
     kind, method = FITS[name]

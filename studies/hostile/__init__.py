@@ -4,6 +4,9 @@ Run folders are damaged file by file, and forged: changed on purpose and sealed 
 spoiled as people, spreadsheets and programs do it. Every case is loaded, or read and fitted, in
 this process, under a limit of time and of memory. Each may end in one sentence, in the same
 numbers, in another run or table that is sound, or in numbers that are not finite and said to be.
+
+A damaged folder gives the same numbers where the damage is in what loading does not read (the draws
+kept for other programs, posterior.nc) or where the other run's file holds the same bytes.
 """
 
 from __future__ import annotations
