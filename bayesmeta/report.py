@@ -13,6 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bayesmeta.console import show, show_json
+
 if TYPE_CHECKING:
     from bayesmeta.commands import Rows
     from bayesmeta.fit import Fit
@@ -248,3 +250,11 @@ def _shortened(lines: list[str]) -> list[str]:
     if len(lines) <= MOST_ROWS:
         return lines
     return [*lines[:MOST_ROWS], f"... and {len(lines) - MOST_ROWS} more; --json lists all"]
+
+
+def tell(fitted: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
+    """Print what was found, in the form that was asked for."""
+    if as_json:
+        show_json(fitted.record() | {"run": str(run)})
+    elif not quiet:
+        show(fit_report(fitted, run))
