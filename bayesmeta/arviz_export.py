@@ -7,6 +7,7 @@ so this file runs without torch.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -16,8 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5netcdf
 import numpy as np
 import xarray as xr
+from xarray.backends import H5NetCDFStore
 
 from bayesmeta import __version__
 from bayesmeta.atomic import whole_file
@@ -91,9 +94,13 @@ def save_netcdf(fit: Fit, path: Any, *, draws: int = 1000, seed: int = 0) -> lis
         Sentences on draws or groups that were left out; empty when nothing was.
     """
     datasets, notes = groups(fit, draws=draws, seed=seed)
-    with whole_file(Path(path)) as unfinished:
+    # In memory: HDF5 itself ends the whole process where a disk is full.
+    content = io.BytesIO()
+    with h5netcdf.File(content, "w") as file:
         for name, dataset in datasets.items():
-            dataset.to_netcdf(unfinished, mode="a", group=name, engine="h5netcdf")
+            dataset.dump_to_store(H5NetCDFStore(file, group=name))
+    with whole_file(Path(path)) as unfinished:
+        unfinished.write_bytes(content.getvalue())
     return notes
 
 

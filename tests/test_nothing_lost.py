@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,25 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_fit(options, kept, tmp_path, 
     if options == NET:
         succeed("fit", "--resume", out, "--quiet")
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+SMALL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from bayesmeta.cli import main
+main()
+"""
+
+
+def test_a_disk_on_which_the_draws_do_not_fit_ends_in_a_sentence(tmp_path):
+    """HDF5 ended the process with a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, "fit", SLEEP, *FORMULA, "--out", tmp_path / "run"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "could not be written (no space is left for it)" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_only_can_be_read_is_said_before_the_first_step(tmp_path, monkeypatch):

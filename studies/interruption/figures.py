@@ -16,57 +16,52 @@ LOOKS = {
     "writing a checkpoint": ("^", COLOURS["maml"]),
     "writing the run": ("s", COLOURS["imaml"]),
 }
-ASKED = ("D", COLOURS["reptile"])
-BESIDE = 0.62
-"""Steps that marks in one place are spread over, in all."""
+SAW = "since the last checkpoint\n(alike marks are stacked)"
+APART = 1.5
+"""Steps between two marks that would lie on each other."""
+ROWS = 4
+"""Of marks that would; they are no more apart than steps are."""
 
 
 def redone(table: pd.DataFrame) -> Figure:
-    """Steps done again against the step of the kill; random kills left, aimed ones right."""
-    asked = table[table["how"].str.match("SIG")]
+    """Steps done again against the step of the kill; random kills, aimed ones, and signals."""
+    asked = table["how"].str.match("SIG")
+    panels = {title: table[table["how"] == how] for how, title in KILLED.items()}
+    panels["SIGTERM or SIGINT"] = table[asked]
     with style():
         figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
-        both = figure.subplots(1, 2, sharey=True, sharex=True)
-        for ax, (how, title) in zip(both, KILLED.items(), strict=True):
-            some = table[table["how"] == how]
+        axes = figure.subplots(1, 3, sharey=True, sharex=True, width_ratios=(5, 4, 4))
+        for ax, (title, some) in zip(axes, panels.items(), strict=True):
             _saw(ax, table)
-            for where, (marker, colour) in LOOKS.items():
-                _marks(ax, some[some["where"] == where], marker, colour)
-            ax.set_title(f"{title} ({len(some)})")
-            ax.set(xlabel="outer steps taken when it came")
-        _marks(both[0], asked, *ASKED)
-        both[0].set(ylabel="outer steps done again")
+            for where, look in LOOKS.items():
+                _marks(ax, some[some["where"] == where], *look)
+            ax.set_title(f"{title} ({len(some)})", fontsize="small")
+            ax.set(xlabel="outer steps taken")
+        axes[0].set(ylabel="outer steps done again")
         shown = [
             Line2D([], [], linestyle="none", marker=m, mfc="none", color=c, label=f"while {where}")
             for where, (m, c) in LOOKS.items()
         ]
-        shown += [
-            Line2D([], [], linestyle="none", marker=ASKED[0], mfc="none", color=ASKED[1],
-                   label=f"SIGTERM or SIGINT, anywhere ({len(asked)})"),
-            Line2D([], [], color=COLOURS["reference"], linewidth=0.8,
-                   label="steps since the last checkpoint"),
-        ]  # fmt: skip
-        figure.legend(handles=shown, frameon=False, loc="outside lower center", ncols=3)
+        grey = COLOURS["reference"]
+        shown += [Line2D([], [], color=grey, linewidth=0.8, label=SAW)]
+        figure.legend(handles=shown, frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 
 def _saw(ax: Axes, table: pd.DataFrame) -> None:
-    """Steps since the last checkpoint."""
+    """Steps since the last checkpoint, which falls to 0 where one is written."""
     steps, every = int(table["steps"].max()), int(table["every"].max())
-    at = np.arange(steps + 1)
-    ax.plot(at, at % every, color=COLOURS["reference"], linewidth=0.8, zorder=0)
+    ends = np.arange(0, steps + 1, every)
+    at, since = np.repeat(ends, 2)[1:], np.tile([0, every], len(ends))[:-1]
+    ax.plot([*at, steps], [*since, 0], color=COLOURS["reference"], linewidth=0.6, zorder=0)
     ax.set_yticks(range(0, every + 1, max(every // 6, 1)))
+    ax.set_xticks(range(0, steps + 1, max(steps // 3, 1)))
 
 
 def _marks(ax: Axes, some: pd.DataFrame, marker: str, colour: str) -> None:
-    """A hollow mark per kill; those of one place are set side by side, in rows."""
-    place = some.groupby(["step", "redone"])
-    rank, many = place.cumcount(), place["step"].transform("size")
+    """A hollow mark per kill; those of one place are stacked, then set side by side."""
+    rank = some.groupby(["step", "redone"]).cumcount()
     ax.plot(
-        some["step"] + _beside(rank, many), some["redone"] + _beside(rank * 7 % many, many) / 4,
-        linestyle="none", marker=marker, markersize=3.2, mfc="none", mew=0.7, color=colour,
+        some["step"] + APART * (rank // ROWS), some["redone"] + 0.2 * (rank % ROWS),
+        linestyle="none", marker=marker, markersize=2.8, mfc="none", mew=0.6, color=colour,
     )  # fmt: skip
-
-
-def _beside(rank: pd.Series, many: pd.Series) -> pd.Series:
-    return BESIDE * ((rank + 0.5) / many - 0.5)
