@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from bayesmeta.console import ProgressBar, plainly, show, show_json, warn
 from bayesmeta.image_tasks import Pictures, fit_images
 from bayesmeta.options import METHODS, check_numbers, image_net, listed, widths
 from bayesmeta.results import InputError
-
-if TYPE_CHECKING:
-    from bayesmeta.fit import Fit
 
 app = typer.Typer(
     name="bayesmeta",
@@ -211,14 +208,12 @@ def fit(
 ) -> None:
     """Fit a prior to the tasks of a CSV, or of a folder of images; save it as a run folder."""
     if resume is not None:
-        fitted = interrupted.ended(resume)
+        fitted = interrupted.ended(resume, quiet=quiet)
         if fitted is None:
             context.params = interrupted.options(context, resume)
             fit(context, **context.params)
-            return
-        if not quiet:
-            warn(f"{resume} is complete, so there is nothing to go on with")
-        _tell(fitted, resume, as_json=as_json, quiet=quiet)
+        else:
+            report.tell_fit(fitted, resume, as_json=as_json, quiet=quiet)
         return
     if data is None:
         raise InputError("say what to fit: DATA.csv or IMAGES, or --resume RUN")
@@ -264,7 +259,7 @@ def fit(
                 likelihood or "gaussian",
             )  # fmt: skip
             fitted = commands.fit_table(data, columns, choices, progress=progress, **common)
-    _tell(fitted, run, as_json=as_json, quiet=quiet)
+    report.tell_fit(fitted, run, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -382,13 +377,6 @@ def _refuse_mixed(data: Path, options: Mapping[str, Any], *, images: bool) -> No
             f"{given[0]} is for images, and {data} is not a folder of them: leave it out, or give "
             "the folder"
         )
-
-
-def _tell(fitted: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        show_json(fitted.record() | {"run": str(run)})
-    elif not quiet:
-        show(report.fit_report(fitted, run))
 
 
 def _check_csv(out: Path | None, overwrite: bool) -> None:

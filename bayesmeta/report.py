@@ -13,6 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bayesmeta.console import show, show_json
+
 if TYPE_CHECKING:
     from bayesmeta.commands import Rows
     from bayesmeta.fit import Fit
@@ -51,6 +53,14 @@ def indented(line: str) -> Padding:
 def sentences(title: str, lines: Sequence[str]) -> list[RenderableType]:
     """A heading and a line each; nothing at all when there are none."""
     return [Text(title, style="bold"), *map(indented, lines)] if lines else []
+
+
+def tell_fit(fit: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
+    """Print a fit that was saved, as was asked for."""
+    if as_json:
+        show_json(fit.record() | {"run": str(run)})
+    elif not quiet:
+        show(fit_report(fit, run))
 
 
 def fit_report(fit: Fit, run: Path) -> Group:

@@ -39,7 +39,8 @@ LAYERS = """
     arviz_export
     plots diagnostics pyro_bridge
     options
-    console report commands
+    console
+    report commands
     image_tasks interrupted
     predicting checking demo
     cli
