@@ -208,14 +208,12 @@ def fit(
 ) -> None:
     """Fit a prior to the tasks of a CSV, or of a folder of images; save it as a run folder."""
     if resume is not None:
-        fitted = interrupted.ended(resume)
+        fitted = interrupted.ended(resume, quiet=quiet)
         if fitted is None:
             context.params = interrupted.options(context, resume)
             fit(context, **context.params)
-            return
-        if not quiet:
-            warn(f"{resume} is complete, so there is nothing to go on with")
-        report.tell(fitted, resume, as_json=as_json, quiet=quiet)
+        else:
+            report.tell_fit(fitted, resume, as_json=as_json, quiet=quiet)
         return
     if data is None:
         raise InputError("say what to fit: DATA.csv or IMAGES, or --resume RUN")
@@ -261,7 +259,7 @@ def fit(
                 likelihood or "gaussian",
             )  # fmt: skip
             fitted = commands.fit_table(data, columns, choices, progress=progress, **common)
-    report.tell(fitted, run, as_json=as_json, quiet=quiet)
+    report.tell_fit(fitted, run, as_json=as_json, quiet=quiet)
 
 
 @app.command()

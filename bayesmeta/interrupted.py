@@ -14,6 +14,7 @@ import typer
 
 from bayesmeta.atomic import settle, sweep
 from bayesmeta.commands import checkpoint_of, held, open_run
+from bayesmeta.console import warn
 from bayesmeta.results import InputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def options(context: typer.Context, run: Path) -> dict[str, Any]:
     return found | paths | same | {"resume": None}
 
 
-def ended(run: Path) -> Fit | None:
+def ended(run: Path, *, quiet: bool = False) -> Fit | None:
     """The fit that an interrupted command had written already; None if it is to go on.
 
     What it did not come to clear away is cleared away.
@@ -102,4 +103,6 @@ def ended(run: Path) -> Fit | None:
     with held(run):
         checkpoint.clear()
         sweep(run)
+    if not quiet:
+        warn(f"{run} is complete, so there is nothing to go on with")
     return open_run(run)

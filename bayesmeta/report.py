@@ -55,6 +55,14 @@ def sentences(title: str, lines: Sequence[str]) -> list[RenderableType]:
     return [Text(title, style="bold"), *map(indented, lines)] if lines else []
 
 
+def tell_fit(fit: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
+    """Print a fit that was saved, as was asked for."""
+    if as_json:
+        show_json(fit.record() | {"run": str(run)})
+    elif not quiet:
+        show(fit_report(fit, run))
+
+
 def fit_report(fit: Fit, run: Path) -> Group:
     """The table at the end of `bayesmeta fit`.
 
@@ -250,11 +258,3 @@ def _shortened(lines: list[str]) -> list[str]:
     if len(lines) <= MOST_ROWS:
         return lines
     return [*lines[:MOST_ROWS], f"... and {len(lines) - MOST_ROWS} more; --json lists all"]
-
-
-def tell(fitted: Fit, run: Path, *, as_json: bool, quiet: bool) -> None:
-    """Print what was found, in the form that was asked for."""
-    if as_json:
-        show_json(fitted.record() | {"run": str(run)})
-    elif not quiet:
-        show(fit_report(fitted, run))
