@@ -165,8 +165,7 @@ def draw(table: pd.DataFrame) -> dict[str, Figure]:
         ax.set_yticks(range(len(methods)), [METHODS[method][0] for method in methods])
         ax.set(ylim=(len(methods) - 0.5, -0.5), xlim=(-1.5, 1.5))
         ax.set_xlabel(
-            "shift of θ₀, in its standard errors\n"
-            "filled: intercept, hollow: slope; band: ± 1"
+            "shift of θ₀, in its standard errors\nfilled: intercept, hollow: slope; band: ± 1"
         )
     return {"poisoned": figure}
 
