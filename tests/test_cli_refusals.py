@@ -213,5 +213,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Fit, "save", save)
     noisy = [(g, x, y + math.sin(7 * i)) for i, (g, x, y) in enumerate(ROWS)]
     (tmp_path / "t.csv").write_text(table(noisy))
-    assert "No space" in refused("fit", tmp_path / "t.csv", *COLUMNS, "--out", tmp_path / "run")
+    assert "no space is left for it" in refused(
+        "fit", tmp_path / "t.csv", *COLUMNS, "--out", tmp_path / "run"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]

@@ -147,6 +147,15 @@ def test_data_that_changed_are_named(tmp_path):
 # In Python
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C as a terminal has it: who is started in the background is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_fit_in_python_raises_what_says_how_to_go_on(tmp_path):
     checkpoint = Checkpoint(tmp_path, every=50)
 
@@ -162,6 +171,7 @@ def test_a_fit_in_python_raises_what_says_how_to_go_on(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_fit_without_a_checkpoint_is_interrupted_as_ever():
     def interrupt(step: int, steps: int, value: float) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -171,6 +181,7 @@ def test_a_fit_without_a_checkpoint_is_interrupted_as_ever():
     assert not isinstance(raised.value, Stopped)
 
 
+@pytest.mark.usefixtures("heard")
 def test_the_second_signal_does_what_it_did_before():
     with asked_to_stop() as told:
         assert told() is None

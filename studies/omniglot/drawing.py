@@ -39,7 +39,8 @@ def _scores(part: pd.DataFrame) -> Figure:
     """A row per method, a panel per measure, the splits below each other."""
     splits = list(dict.fromkeys(part["split"]))
     with style():
-        figure = Figure(figsize=(DOUBLE, 0.7 + 0.3 * len(part)), layout="constrained")
+        height = max(2.4, 0.7 + 0.3 * len(part))
+        figure = Figure(figsize=(DOUBLE, height), layout="constrained")
         heights = [int((part["split"] == split).sum()) for split in splits]
         grid = figure.subplots(
             len(splits), len(MEASURES), squeeze=False, sharex="col", height_ratios=heights
