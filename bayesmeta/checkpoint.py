@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as unpacked
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bayesmeta import __version__, likelihoods, models, seal
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 SCHEMA = 3
-RECORD = "run.json"
+LOG, RECORD = "log.jsonl", "run.json"
 """With it the folder is a run, and before it no run at all."""
 THETA, PSI = ("prior.mean",), "shared.module."
 """Where the weights of a model are among the run's tensors: the adapted, and the shared."""
@@ -98,16 +98,18 @@ def write(fit: Fit, folder: Path) -> None:
     parts = _parts(fit.posterior.gaussian)
     data = {f"tensor.{k}": v for k, v in fit.family.tensors.items()}
     lines = [json.dumps({"step": i, "M": m}) for i, m in enumerate(fit.trace)]
-    files = {
-        "prior.safetensors": _packed(prior | shared | {"blocks": fit.fitted_prior.blocks}),
-        "posterior.safetensors": _packed(parts | {"task_evidence": fit.task_evidence}),
-        "tasks.safetensors": _packed(data | {"mask": fit.family.mask}),
-        "log.jsonl": ("\n".join(lines) + "\n").encode(),
+    tensors = {
+        "prior.safetensors": prior | shared | {"blocks": fit.fitted_prior.blocks},
+        "posterior.safetensors": parts | {"task_evidence": fit.task_evidence},
+        "tasks.safetensors": data | {"mask": fit.family.mask},
     }
+    for name, some in tensors.items():
+        _save(some, folder / name)
+    (folder / LOG).write_text("\n".join(lines) + "\n", "utf-8")
+    files = {name: folder / name for name in (*tensors, LOG)}
     record = seal.sealed(json.loads(json.dumps(_record(fit))), files)
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    for name, content in (files | {RECORD: text.encode()}).items():
-        (folder / name).write_bytes(content)
+    (folder / RECORD).write_text(text, "utf-8")
 
 
 def _parts(posterior: Gaussian | Empirical) -> dict[str, Tensor | None]:
@@ -313,12 +315,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
     seal.check(path, record)
     refuse_misfits(Record, record)
     try:
-        log = seal.belonging(folder, "log.jsonl", record).decode().splitlines()
+        log = seal.belonging(folder, LOG, record).decode().splitlines()
         return record | {"log": [float(json.loads(line)["M"]) for line in log if line]}
     except BROKEN as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder / 'log.jsonl'}: cannot be read ({error}); fit again") from error
+        raise InputError(f"{folder / LOG}: cannot be read ({error}); fit again") from error
 
 
 def _version(record: dict[str, Any]) -> str:
@@ -360,8 +362,13 @@ def _model(
     return model
 
 
-def _packed(tensors: dict[str, Tensor | None]) -> bytes:
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None})
+def _save(tensors: dict[str, Tensor | None], path: Path) -> None:
+    """Write them without a copy in memory."""
+    present = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
+    try:
+        save_file(present, path)
+    except SafetensorError as error:  # a full disk, in its words
+        raise OSError(str(error)) from error
 
 
 def _load(folder: Path, name: str, record: dict[str, Any]) -> dict[str, Tensor]:

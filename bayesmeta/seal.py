@@ -22,8 +22,13 @@ LENGTH, LARGEST_HEADER = 8, 1 << 24
 """Bytes of the length of a header of tensors, and of the header itself at most."""
 
 
-def sealed(record: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The record with the digests of the files it belongs to, and its own."""
+def sealed(record: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> dict[str, Any]:
+    """The record with the digests of the files it belongs to, and its own.
+
+    Args:
+        record: of the run.
+        files: by name, what is in them or where they are.
+    """
     whole = dict(record) | {FILES: {name: _digest(content) for name, content in files.items()}}
     return whole | {SEAL: _of(whole)}
 
@@ -111,8 +116,11 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:  # which may be larger than what memory is left
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _of(record: Mapping[str, Any]) -> str:
