@@ -13,6 +13,8 @@ from bayesmeta.results import Flag
 from bayesmeta.tasks import TaskFamily
 
 NAMED = 10
+TOGETHER = 4096
+"""Tasks that are looked at together: squares of all would be as large as the data once more."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ def bad_data(*families: TaskFamily | None) -> Tensor:
         families: of the same tasks; None is skipped.
     """
     bad = [
-        ~tensor.square().isfinite().flatten(1).all(1).cpu()
+        torch.cat([_no_numbers(part) for part in tensor.split(TOGETHER)])
         for family in families
         if family is not None
         for tensor in family.tensors.values()
         if tensor.is_floating_point()
     ]
     return torch.stack(bad).any(0).nonzero().flatten() if bad else torch.zeros(0).long()
+
+
+def _no_numbers(tensor: Tensor) -> Tensor:
+    return ~tensor.square().isfinite().flatten(1).all(1).cpu()
 
 
 def unsound(problem: Problem) -> Tensor:

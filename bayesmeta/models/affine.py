@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bayesmeta.models.model import Model
 
 SCALES = (1.0, 1e3, 1e6, 1e9)
+TOGETHER = 4096
+"""Tasks that are tried together: four predictions of all at once are more than the data."""
 
 
 def is_affine(model: Model, family: TaskFamily, *, jointly: bool = False) -> bool:
@@ -39,7 +41,11 @@ def is_affine(model: Model, family: TaskFamily, *, jointly: bool = False) -> boo
     base[: model.dim] = 0
     moves = points.to(present.device) * (1.0 if jointly else torch.arange(len(base)) < model.dim)
     vectors = torch.stack([base, base + moves[0], base + moves[1], base + moves[0] - 2 * moves[1]])
-    return all(_combines(model, base + s * (vectors - base), batch) for s in SCALES)
+    places = torch.arange(len(batch), device=batch.index.device).split(TOGETHER)
+    parts = (batch if len(places) == 1 else batch[some] for some in places)
+    return all(
+        _combines(model, base + s * (vectors - base), part) for part in parts for s in SCALES
+    )
 
 
 def _combines(model: Model, vectors: Tensor, batch: TaskBatch) -> bool:
