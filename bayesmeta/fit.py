@@ -90,7 +90,8 @@ def fit(
             prior); linear-Gaussian tasks only.
         standardise: centre and scale x, and y where it is real, before fitting. Default: for
             families from a table whose prediction is not linear in its weights.
-        callbacks: called with (step, steps, M in nats).
+        callbacks: called with (step, steps, M in nats). What an object among them has to remember
+            goes into checkpoints if it has `tensors()` → dict and `restore(dict)`.
         checkpoint: `bm.Checkpoint(folder)` or the folder, where a fit by adam or sgd writes where
             it stands, and from where the same call goes on.
 

@@ -140,7 +140,8 @@ def descend(
         objective: step -> () nats.
         groups: (optimiser, leaf tensors it changes in place, its step size at the start).
         steps: number of steps.
-        callbacks: called with (step, steps, value).
+        callbacks: called with (step, steps, value). One with `tensors()` and `restore(tensors)` has
+            its state in the checkpoints.
         after: called with the step number after each step.
         checkpoint: where to go on from, and to write to.
         memory: what else is to be written, and put back.
@@ -151,7 +152,8 @@ def descend(
         return _nothing_to_learn(objective(0))
     values = torch.full((steps,), torch.nan, dtype=parameters[0].dtype, device=parameters[0].device)
     steppers = [(kind(some, lr=lr), lr) for kind, some, lr in groups if some]
-    state = _Standing(values, parameters, [stepper for stepper, _ in steppers], local, memory)
+    optimisers = [stepper for stepper, _ in steppers]
+    state = _Standing(values, parameters, optimisers, local, memory, callbacks)
     with _kept(checkpoint, state) as (done, told):
         step, gave_up = steps - 1, False
         good = [p.detach().clone() for p in parameters]
@@ -166,9 +168,11 @@ def descend(
             reported = step % REPORTED == REPORTED - 1 or step == steps - 1
             # The log before the checkpoint: it is cut where that says, and has no gap there.
             _tell(log if reported else (), step, values)
-            if checkpoint is not None and (stop is not None or checkpoint.due(step + 1, steps)):
-                checkpoint.save(step + 1, state.tensors(step + 1))
-            _tell(callbacks if reported else (), step, values)
+            try:
+                _tell(callbacks if reported else (), step, values)
+            finally:  # one that raises loses no step
+                if checkpoint is not None and (stop is not None or checkpoint.due(step + 1, steps)):
+                    checkpoint.save(step + 1, state.tensors(step + 1))
             if checkpoint is not None and stop is not None:
                 raise Stopped(checkpoint.left(), stop)
             if gave_up := _hopeless(values[: step + 1]):
@@ -187,6 +191,7 @@ class _Standing:
     Args:
         values: (step,) M of the steps taken so far.
         parameters, optimisers, local, memory: of `descend`.
+        callbacks: of which those remember that have `tensors` and `restore`.
     """
 
     values: Tensor
@@ -194,17 +199,29 @@ class _Standing:
     optimisers: Sequence[torch.optim.Optimizer]
     local: Local
     memory: Memory | None
+    callbacks: Sequence[Callback]
+
+    @property
+    def remembering(self) -> dict[str, Memory]:
+        """Callbacks with a memory, by the beginning of their tensors' names."""
+        pairs = enumerate(self.callbacks)
+        return {f"callback.{i}.": one for i, one in pairs if isinstance(one, Memory)}
 
     def tensors(self, done: int) -> dict[str, Tensor]:
         """After so many steps."""
         found = standing(self.parameters, self.optimisers, self.local)
         found["values"] = self.values[:done]
+        for start, one in self.remembering.items():
+            found |= {start + name: tensor for name, tensor in one.tensors().items()}
         return found if self.memory is None else found | self.memory.tensors()
 
     def restore(self, done: int, tensors: Mapping[str, Tensor]) -> None:
         """What `tensors` gave."""
         restore(tensors, self.parameters, self.optimisers, self.local)
         self.values[:done] = tensors["values"].to(self.values)
+        for start, one in self.remembering.items():
+            own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            one.restore(own)
         if self.memory is not None:
             self.memory.restore(tensors)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -324,6 +324,7 @@ def _plain(value: Any) -> Any:
     return json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(value)))
 
 
+@runtime_checkable
 class Memory(Protocol):
     """What else a fit has to remember: generators, where it is among its tasks."""
 

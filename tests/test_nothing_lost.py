@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -324,3 +325,35 @@ def test_a_place_that_only_can_be_read_is_said_before_the_first_step(tmp_path, m
     assert done.exit_code == 2
     says = f"{tmp_path} cannot be written to (Read-only file system): choose another folder"
     assert says in " ".join(done.stderr.split())
+
+
+class Lowest:
+    """A callback with a memory: the least M so far, and how often it was told."""
+
+    def __init__(self):
+        self.state = torch.tensor([math.inf, 0.0])
+
+    def __call__(self, step, steps, value):
+        self.state = torch.stack([self.state[0].clamp(max=value), self.state[1] + 1])
+
+    def tensors(self):
+        return {"state": self.state}
+
+    def restore(self, tensors):
+        self.state = tensors["state"]
+
+
+@pytest.mark.parametrize("stopped_at", [20, 50])
+def test_what_a_callback_remembers_goes_on_with_the_fit(stopped_at, tmp_path):
+    def interrupt(step, steps, value):
+        if step == stopped_at:
+            raise RuntimeError
+
+    whole, before, after = Lowest(), Lowest(), Lowest()
+    many = {"method": {"outer_steps": 60}}
+    small(callbacks=(whole,), **many)
+    checkpoint = Checkpoint(tmp_path, every=10)
+    with pytest.raises(RuntimeError):
+        small(checkpoint=checkpoint, callbacks=(before, interrupt), **many)
+    small(checkpoint=checkpoint, callbacks=(after,), **many)
+    assert torch.equal(after.state, whole.state) and int(whole.state[1]) == 6
