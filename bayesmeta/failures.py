@@ -26,11 +26,22 @@ class Failures:
     Args:
         tasks: of the family; None for a stream, whose tasks have no names and never come again.
         contained: whether steps are taken without those that fail.
+        ranks: which share the tasks; each counts its own.
+        device: where the tasks are, as messages between ranks are sent from there.
     """
 
-    def __init__(self, tasks: int | None, *, contained: bool = True) -> None:
+    def __init__(
+        self,
+        tasks: int | None,
+        *,
+        contained: bool = True,
+        ranks: Ranks | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.named, self.contained = tasks is not None, contained
-        self.counts = torch.zeros(1 if tasks is None else tasks, dtype=torch.long)
+        self.ranks = Ranks() if ranks is None else ranks
+        size = 1 if tasks is None else tasks
+        self.counts = torch.zeros(size, dtype=torch.long, device=device)
 
     def others(self, finite: Tensor, index: Tensor) -> Tensor | None:
         """Positions of the tasks that the step is taken on; None if it stays as it is.
@@ -41,22 +52,22 @@ class Failures:
         """
         if bool(finite.all()) or 2 * int(finite.sum()) < len(finite):
             return None
-        failed = index[~finite].cpu() if self.named else torch.zeros(int((~finite).sum())).long()
+        failed = index[~finite] if self.named else torch.zeros_like(index[~finite])
         self.counts.index_add_(0, failed, torch.ones_like(failed))
         return finite.nonzero().flatten() if self.contained else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        return {"failures": self.counts}
+        """What a checkpoint keeps: the counts of all ranks, each of which takes part."""
+        return {"failures": self.everywhere().counts}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
-        self.counts.copy_(tensors["failures"])
+        """Go on from there; one rank has what was counted before, as their sum is asked for."""
+        self.counts.copy_(tensors["failures"] if self.ranks.rank == 0 else self.counts * 0)
 
-    def everywhere(self, ranks: Ranks) -> Failures:
-        """Those of all processes."""
+    def everywhere(self) -> Failures:
+        """Those of all ranks."""
         found = Failures(len(self.counts) if self.named else None, contained=self.contained)
-        (found.counts,) = ranks.summed([self.counts])
+        (found.counts,) = self.ranks.summed([self.counts])
         return found
 
     def flags(self, names: Sequence[str], steps: int) -> list[Flag]:

@@ -11,6 +11,7 @@ from bayesmeta.amortised.descent import Descent
 from bayesmeta.failures import Failures
 from bayesmeta.joint import descent as joint
 from bayesmeta.joint.problem import Problem
+from bayesmeta.ranks import Ranks
 
 TASKS, ROWS, BAD = 12, 6, (3, 7)
 STEPS = 300
@@ -145,3 +146,18 @@ def test_the_counts_go_through_a_checkpoint(tmp_path):
     again = bm.fit(model(), family(), method=method, checkpoint=saved, callbacks=[interrupted])
     assert again.flagged == whole.flagged and again.notes[1:] == whole.notes
     assert torch.equal(again.prior.mean, whole.prior.mean)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_go_on_count_what_was_before_once(rank):
+    class Two(Ranks):
+        def summed(self, tensors):
+            return [tensor + torch.tensor([0, 5, 0]) for tensor in tensors]  # and the other rank's
+
+    failures = Failures(3, ranks=Two(rank, 2))
+    failures.others(torch.tensor([True, True, False]), torch.arange(3))
+    kept = failures.tensors()
+    assert kept["failures"].tolist() == [0, 5, 1]
+    again = Failures(3, ranks=Two(rank, 2))
+    again.restore(kept)
+    assert again.counts.tolist() == ([0, 5, 1] if rank == 0 else [0, 0, 0])

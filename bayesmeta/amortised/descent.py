@@ -84,8 +84,12 @@ class Descent:
         if self.method.compile:
             self.call = compiled(self.step)
         self.deterministic = deterministic(problem)
-        self.failures = Failures(None if problem.stream is not None else len(problem.family))
         self.ranks = Ranks.present()
+        self.failures = Failures(
+            None if problem.stream is not None else len(problem.family),
+            ranks=self.ranks,
+            device=problem.family.batch().index.device,
+        )
         self.passes = Passes(problem.family, self.method.batch, problem.generator)
         self.split = _split(problem)
         mean = self.prior.free["mean"].detach()

@@ -47,7 +47,7 @@ def estimate(problem: Problem) -> Estimate:
         posterior, evidence, results = adapted(
             problem.with_prior(prior), shared, problem.family, problem.query, ranks
         )
-        failures = fit.failures.everywhere(ranks)
+        failures = fit.failures.everywhere()
     return Estimate(
         prior=prior,
         shared=shared,

@@ -59,7 +59,12 @@ class Descent:
             self._pool()
         self.table = self._start_table()
         self.common = self.draw(len(self.everyone), self.method.draws)
-        self.failures = Failures(len(self.everyone), contained=not self.deterministic)
+        self.failures = Failures(
+            len(self.everyone),
+            contained=not self.deterministic,
+            ranks=self.ranks,
+            device=self.everyone.index.device,
+        )
         self.batches = Passes(problem.family, self.method.batch, problem.generator)
         if self.ranks.size > 1:
             self.own = self.everyone[self.mine]

@@ -86,7 +86,7 @@ def estimate(problem: Problem) -> Estimate:
         trace = _search(descent)
         bound, posterior = _bound(descent), descent.all_posteriors()
         present = descent.present_prior()
-        failures = descent.failures.everywhere(ranks)
+        failures = descent.failures.everywhere()
     with torch.no_grad():
         shared = {k: v.detach() for k, v in descent.unscaled().items()}
         prior = problem.prior.like(present.rescaled(descent.scale), problem.model.blocks)
